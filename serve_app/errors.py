@@ -1,0 +1,271 @@
+"""Every error that crosses a room, in one tree.
+
+An error knows whose fault it is, what the peer is told (WebSocket close code, HTTP status, a reason slug that is part
+of the interface) and whether trying again helps. Exceptions carry fields; ``__str__`` renders them. Nothing here holds
+audio, text or a credential, so every message may be logged.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class Fault(enum.Enum):
+    """Whose fault an error is."""
+
+    PEER = "peer"
+    CAPACITY = "capacity"
+    US = "us"
+
+
+class ChorusError(Exception):
+    """Root of the tree.
+
+    Class attributes:
+        reason: slug sent to the peer; stable.
+        close_code: WebSocket close code once the connection is open.
+        http_status: status before the upgrade.
+        retry: whether the same request may succeed later.
+    """
+
+    reason: ClassVar[str] = "internal"
+    fault: ClassVar[Fault] = Fault.US
+    close_code: ClassVar[int] = 1011
+    http_status: ClassVar[int] = 500
+    retry: ClassVar[bool] = False
+
+    def public(self) -> str:
+        """The sentence that may be shown to the peer. Internal faults show no internals."""
+        return str(self) if self.fault is not Fault.US else "internal error"
+
+
+# --- the peer's fault -------------------------------------------------------------------------------------------------
+
+
+class PeerError(ChorusError):
+    """The other side sent something that we refuse."""
+
+    reason = "bad_input"
+    fault = Fault.PEER
+    close_code = 1007
+    http_status = 400
+
+
+class ParameterRefused(PeerError):
+    """A query parameter or field is out of range, not finite, malformed or names a feature that is not built."""
+
+    reason = "bad_parameter"
+
+    def __init__(self, name: str, value: object, why: str) -> None:
+        super().__init__(name, value, why)
+        self.name, self.value, self.why = name, value, why
+
+    def __str__(self) -> str:
+        return f"{self.name}={str(self.value)[:64]!r}: {self.why}"
+
+
+class AudioRefused(PeerError):
+    """The audio stream is not Ogg/Opus, or its error budget is spent."""
+
+    reason = "bad_audio"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"audio refused: {self.why}"
+
+
+class MessageTooLarge(PeerError):
+    """A WebSocket message above the cap."""
+
+    reason = "message_too_large"
+    close_code = 1009
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        return f"message of {self.size_bytes} bytes is over the limit of {self.limit_bytes}"
+
+
+class ProtocolAbuse(PeerError):
+    """Too many messages that mean nothing."""
+
+    reason = "protocol_abuse"
+    close_code = 1008
+
+    def __init__(self, count: int, window_s: float) -> None:
+        super().__init__(count, window_s)
+        self.count, self.window_s = count, window_s
+
+    def __str__(self) -> str:
+        return f"{self.count} meaningless messages in {self.window_s:g} s"
+
+
+class PeerSilent(PeerError):
+    """No audio for too long: the client is gone or its microphone is."""
+
+    reason = "no_audio"
+    close_code = 1008
+
+    def __init__(self, silent_s: float) -> None:
+        super().__init__(silent_s)
+        self.silent_s = silent_s
+
+    def __str__(self) -> str:
+        return f"no audio for {self.silent_s:g} s"
+
+
+class NotAllowed(PeerError):
+    """Missing or wrong credential, or a foreign origin."""
+
+    reason = "not_allowed"
+    close_code = 1008
+    http_status = 401
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"not allowed: {self.why}"
+
+
+# --- capacity ---------------------------------------------------------------------------------------------------------
+
+
+class CapacityError(ChorusError):
+    """Nobody did anything wrong; there is no room now."""
+
+    reason = "full"
+    fault = Fault.CAPACITY
+    close_code = 1013
+    http_status = 503
+    retry = True
+
+
+class EngineFull(CapacityError):
+    """Every slot is leased."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.slots = slots
+
+    def __str__(self) -> str:
+        return f"all {self.slots} slots are taken" if self.slots else "all slots are taken"
+
+
+class EngineLost(CapacityError):
+    """The engine that held the session is gone, unreachable or not ready."""
+
+    reason = "engine_lost"
+    close_code = 1012
+
+    def __str__(self) -> str:
+        return "the engine is not reachable; try again"
+
+
+class EngineDraining(CapacityError):
+    """The engine finishes its sessions and takes no new ones."""
+
+    reason = "draining"
+    close_code = 1012
+
+    def __str__(self) -> str:
+        return "the server is restarting; try again"
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+class SessionFault(ChorusError):
+    """This session failed inside the engine; its neighbours did not."""
+
+    reason = "session_failed"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"session failed: {self.why}"
+
+
+class NotFinite(SessionFault):
+    """A value of this session's row is NaN or infinite."""
+
+    reason = "not_finite"
+
+
+class StaleLease(ChorusError):
+    """A lease whose slot has been given to somebody else, or a grant token that is unknown or used."""
+
+    reason = "stale_lease"
+
+    def __init__(self, slot: int, generation: int) -> None:
+        super().__init__(slot, generation)
+        self.slot, self.generation = slot, generation
+
+    def __str__(self) -> str:
+        return f"lease of slot {self.slot}, generation {self.generation}, is stale"
+
+
+class LinkError(ChorusError):
+    """Bytes or a hello that the link between gateway and engine refuses; names both versions where they differ."""
+
+    reason = "link"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"link: {self.why}"
+
+
+class ConfigError(ChorusError):
+    """A configuration that cannot be served: names the file and the key."""
+
+    reason = "config"
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(where, why)
+        self.where, self.why = where, why
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class CheckpointError(ChorusError):
+    """A checkpoint folder that cannot be loaded: every problem found, each naming its file, key and shapes."""
+
+    reason = "checkpoint"
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        super().__init__(where, tuple(problems))
+        self.where, self.problems = where, tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n  ".join([f"cannot load {self.where}:", *self.problems])
+
+
+class NotBuilt(CheckpointError):
+    """A checkpoint that needs a feature which is not built; names the feature and the config key."""
+
+    reason = "not_built"
+
+
+class ShapeError(ChorusError):
+    """A tensor of the wrong shape at a public seam of the model."""
+
+    reason = "shape"
+
+    def __init__(self, what: str, got: Sequence[int], want: str) -> None:
+        super().__init__(what, tuple(got), want)
+        self.what, self.got, self.want = what, tuple(got), want
+
+    def __str__(self) -> str:
+        return f"{self.what}: got shape {list(self.got)}, want {self.want}"
