@@ -1,0 +1,91 @@
+"""State beside the weights: which rows run, one masked write, one reset.
+
+Every streaming state is a frozen dataclass of preallocated tensors (or of such dataclasses, or tuples of them) whose
+dimension 0 counts slots, plus one *scratch* row at the end. Tensors are written in place and never rebound, so their
+addresses hold for CUDA graphs. A row that must not advance writes to scratch: a masked write costs an index, never a
+read of what was there.
+
+Field metadata: ``fresh`` is the value of an empty slot (default 0); ``masked=True`` marks bulk storage that an offset
+hides, which `reset` may leave and only `reset(..., wipe=True)` clears.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one tick.
+
+    Attributes:
+        slots: ``int64[R]``, the slot whose state each row reads.
+        exec_mask: ``bool[R]``, whether the row advances.
+        write: ``int64[R]``, the slot each row writes: its own, or scratch where it does not execute.
+    """
+
+    slots: Tensor
+    exec_mask: Tensor
+    write: Tensor
+
+    @classmethod
+    def of(cls, slots: Tensor, exec_mask: Tensor, scratch: int) -> "Rows":
+        """Rows whose state has ``scratch + 1`` rows. Graph-safe: no value is read on the host."""
+        return cls(slots, exec_mask, torch.where(exec_mask, slots, scratch))
+
+    def masked(self, mask: Tensor, scratch: int) -> "Rows":
+        """The same rows, executing only where ``mask`` (``bool[R]``) holds as well."""
+        return Rows.of(self.slots, self.exec_mask & mask, scratch)
+
+
+def all_rows(slots: int, device: torch.device | str = "cpu") -> Rows:
+    """Every slot of a state made for ``slots`` slots, all executing."""
+    index = torch.arange(slots, device=device)
+    return Rows(index, torch.ones(slots, dtype=torch.bool, device=device), index)
+
+
+def commit(store: Tensor, rows: Rows, value: Tensor) -> None:
+    """Write ``value`` (``[R, ...]``) to the rows of ``store`` (``[slots + 1, ...]``) that execute."""
+    store.index_copy_(0, rows.write, value.to(store.dtype))
+
+
+def reset(state: Any, slots: Tensor, *, wipe: bool = False) -> None:
+    """Make the given slots (``int64[N]``) fresh in every tensor of a state.
+
+    Args:
+        state: a state dataclass, a tuple of them, or None.
+        slots: slots to reset; the scratch index is allowed and harmless.
+        wipe: clear masked bulk storage (keys and values) too. Needed after a value that was not finite, because
+            0 x NaN is NaN; costs the memory traffic of the slot.
+    """
+    for tensor, fresh, masked in _leaves(state):
+        if wipe or not masked:
+            tensor.index_fill_(0, slots, fresh)
+
+
+def state_bytes_per_slot(state: Any) -> int:
+    """Bytes that one slot of this state occupies."""
+    return sum(tensor[0].numel() * tensor.element_size() for tensor, _, _ in _leaves(state))
+
+
+def leaves(state: Any) -> list[Tensor]:
+    """Every tensor of a state, in field order."""
+    return [tensor for tensor, _, _ in _leaves(state)]
+
+
+def _leaves(state: Any) -> Iterator[tuple[Tensor, float, bool]]:
+    if state is None:
+        return
+    if isinstance(state, tuple):
+        for part in state:
+            yield from _leaves(part)
+        return
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            yield value, field.metadata.get("fresh", 0), field.metadata.get("masked", False)
+        else:
+            yield from _leaves(value)

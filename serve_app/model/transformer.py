@@ -1,0 +1,237 @@
+"""The causal transformer of Moshi's family: one implementation for the codec and the language model.
+
+Two ways through the same weights: `forward` sees a whole sequence and holds no state (offline, training); `step` sees
+the next T steps of R rows and a `TransformerState`. Both follow the reference's window, so they agree until the ring
+wraps inside a call of more than one step (see `ring`).
+"""
+
+import dataclasses
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from serve_app.model.norm import NormName, make_norm
+from serve_app.model.ring import KvRing, Window, attend_masked
+from serve_app.model.rope import Rotation, sinusoid
+from serve_app.model.state import Rows, commit
+
+PositionName = Literal["sin", "rope", "sin_rope", "rope_concat", "none"]
+POSITION_NAMES: Final = frozenset(get_args(PositionName))
+ActivationName = Literal["none", "silu", "gelu", "relu", "sigmoid", "tanh", "identity"]
+ACTIVATION_NAMES: Final = frozenset(get_args(ActivationName))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """Shape of a transformer.
+
+    Attributes:
+        feedforward: hidden size as the checkpoint states it; see `gated_hidden`.
+        context: steps that attention looks back, and the capacity of the ring.
+        gating: activation of a gated feed-forward block, or "none" for two linears with erf GELU between.
+        kv_repeat: query heads that share one key head.
+        layer_scale: whether residuals are scaled by learnt vectors.
+    """
+
+    dim: int
+    heads: int
+    layers: int
+    feedforward: int
+    context: int
+    norm: NormName = "rms_norm_f32"
+    position: PositionName = "rope"
+    max_period: float = 10_000.0
+    gating: ActivationName = "silu"
+    kv_repeat: int = 1
+    layer_scale: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads // self.kv_repeat
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TransformerState:
+    """Streaming state of one transformer for all slots: ``offset int64[slots + 1]`` and a ring per layer."""
+
+    offset: Tensor
+    rings: tuple[KvRing, ...]
+
+
+def gated_hidden(dim: int, feedforward: int) -> int:
+    """Hidden size of a gated block: 21/8 of the width for the usual 4x, else two thirds of what is asked."""
+    return 21 * dim // 8 if feedforward == 4 * dim else 2 * feedforward // 3
+
+
+class LayerScale(nn.Module):
+    """A learnt scale per channel on a residual branch."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((dim,), 1e-2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Gating(nn.Module):
+    """Gated feed-forward block: ``out(act(a) * b)`` where ``[a, b] = in(x)``."""
+
+    def __init__(self, dim: int, feedforward: int, activation: ActivationName) -> None:
+        super().__init__()
+        hidden = gated_hidden(dim, feedforward)
+        self.linear_in = nn.Linear(dim, 2 * hidden, bias=False)
+        self.linear_out = nn.Linear(hidden, dim, bias=False)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.linear_in(x).chunk(2, dim=-1)
+        return self.linear_out(activate(gate, self.activation) * value)  # type: ignore[no-any-return]
+
+
+def activate(x: Tensor, name: ActivationName) -> Tensor:
+    """The activation that a checkpoint names."""
+    match name:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "relu":
+            return F.relu(x)
+        case "sigmoid":
+            return torch.sigmoid(x)
+        case "tanh":
+            return torch.tanh(x)
+        case "identity" | "none":
+            return x
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped key heads. The projections are lists because the Depformer has one per step."""
+
+    def __init__(self, dim: int, heads: int, kv_repeat: int, weight_sets: int = 1) -> None:
+        super().__init__()
+        self.dim, self.heads, self.kv_heads = dim, heads, heads // kv_repeat
+        self.head_dim = dim // heads
+        width = dim + 2 * self.kv_heads * self.head_dim
+        self.in_projs = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in range(weight_sets))
+        self.out_projs = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(weight_sets))
+
+    def project(self, x: Tensor, weight_set: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[R, Hq, T, D]``, keys and values ``[R, H, T, D]`` of ``x`` (``[R, T, dim]``)."""
+        kv_dim = self.kv_heads * self.head_dim
+        q, k, v = self.in_projs[weight_set](x).split([self.dim, kv_dim, kv_dim], dim=-1)
+        return (
+            q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2),
+            k.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2),
+            v.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2),
+        )
+
+    def merge(self, attended: Tensor, weight_set: int = 0) -> Tensor:
+        """``[R, Hq, T, D]`` to ``[R, T, dim]``."""
+        return self.out_projs[weight_set](attended.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, rotation: Rotation | None, visible: Tensor) -> Tensor:
+        q, k, v = self.project(x)
+        if rotation is not None:
+            q, k = rotation.turn(q), rotation.turn(k)
+        return self.merge(attend_masked(q, k, v, visible))
+
+    def step(self, x: Tensor, ring: KvRing, rows: Rows, window: Window, rotation: Rotation | None) -> Tensor:
+        q, k, v = self.project(x)
+        if rotation is not None:
+            q, k = rotation.turn(q), rotation.turn(k)
+        ring.append(k.transpose(1, 2), v.transpose(1, 2), window)
+        return self.merge(ring.attend(q, rows, window))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm attention and feed-forward block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config.dim, config.heads, config.kv_repeat)
+        self.norm1 = make_norm(config.norm, config.dim)
+        self.norm2 = make_norm(config.norm, config.dim)
+        self.gating: Gating | None = None
+        if config.gating != "none":
+            self.gating = Gating(config.dim, config.feedforward, config.gating)
+        else:
+            self.linear1 = nn.Linear(config.dim, config.feedforward, bias=False)
+            self.linear2 = nn.Linear(config.feedforward, config.dim, bias=False)
+        self.layer_scale_1 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
+        self.layer_scale_2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: Tensor, rotation: Rotation | None, visible: Tensor) -> Tensor:
+        x = self._add(x, self.layer_scale_1(self.self_attn(self.norm1(x), rotation, visible)))
+        return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
+
+    def step(self, x: Tensor, ring: KvRing, rows: Rows, window: Window, rotation: Rotation | None) -> Tensor:
+        x = self._add(x, self.layer_scale_1(self.self_attn.step(self.norm1(x), ring, rows, window, rotation)))
+        return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self.gating is not None:
+            return self.gating(x)  # type: ignore[no-any-return]
+        return self.linear2(F.gelu(self.linear1(x)))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _add(x: Tensor, update: Tensor) -> Tensor:
+        return x.to(update.dtype) + update
+
+
+class Transformer(nn.Module):
+    """Causal transformer over ``[R, T, dim]``."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
+
+    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TransformerState:
+        """Empty state for ``slots`` slots and a scratch row."""
+        c = self.config
+        rings = tuple(KvRing.empty(slots, c.context, c.kv_heads, c.head_dim, device, dtype) for _ in self.layers)
+        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), rings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole sequence at once, each step seeing itself and ``context - 1`` steps before it."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        age = steps[:, None] - steps[None, :]
+        visible = (age >= 0) & (age < self.config.context)  # [T, T]
+        start = torch.zeros(1, device=x.device, dtype=torch.int64)
+        y = self._embed_position(x, start)
+        rotation = self._rotation(start, x.shape[1])
+        for layer in self.layers:
+            y = layer(y, rotation, visible)
+        return y.to(x.dtype)
+
+    def step(self, x: Tensor, state: TransformerState, rows: Rows) -> Tensor:
+        """The next T steps of each row, ``[R, T, dim]`` in and out; T may not exceed the context."""
+        steps = x.shape[1]
+        offset = state.offset.index_select(0, rows.slots)  # [R]
+        window = Window.at(offset, steps, self.config.context, rows)
+        rotation = self._rotation(offset, steps)
+        y = self._embed_position(x, offset)
+        for layer, ring in zip(self.layers, state.rings, strict=True):
+            assert isinstance(layer, TransformerLayer)
+            y = layer.step(y, ring, rows, window, rotation)
+        commit(state.offset, rows, offset + steps)
+        return y.to(x.dtype)
+
+    def _rotation(self, offset: Tensor, steps: int) -> Rotation | None:
+        c = self.config
+        if c.position in ("none", "sin"):
+            return None
+        return Rotation.at(offset, steps, c.head_dim, c.max_period, interleaved=c.position != "rope_concat")
+
+    def _embed_position(self, x: Tensor, offset: Tensor) -> Tensor:
+        if self.config.position not in ("sin", "sin_rope"):
+            return x
+        return x + sinusoid(offset, x.shape[1], self.config.dim, self.config.max_period, x.dtype)
