@@ -1,0 +1,1 @@
+"""Kyutai's chat protocol without a socket: messages in, events out; both sides. Standard library only."""
