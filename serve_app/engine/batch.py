@@ -1,0 +1,48 @@
+"""What one tick gives to a runner and gets back."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TickBatch:
+    """The R rows of one tick; R is at least 1 and at most the runner's slots, no slot comes twice.
+
+    Attributes:
+        slots: ``int64[R]``, which slot each row is.
+        steps: ``int64[R]``, absolute step of each row, 0 for the first frame after ``Runner.open``.
+        pcm: ``float32[R, 1920]``, finite. Valid until ``run`` returns.
+    """
+
+    slots: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+    pcm: npt.NDArray[np.float32]
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return int(self.slots.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TickResult:
+    """What the R rows gave, in the order of the batch. Valid until the next ``run``; the engine copies what it keeps.
+
+    Attributes:
+        pcm: ``float32[R, 1920]``.
+        audible: ``bool[R]``, false while the model's delay has not passed: the row's PCM is not to be sent.
+        text_token: ``int64[R]``, -2 while the delay has not passed.
+        codes: ``int16[R, K]``.
+        finite: ``bool[R]``, false where any value that the row computed is NaN or infinite; ends that session.
+        stage_ms: milliseconds by stage, for example encode, lm, depformer, decode.
+    """
+
+    pcm: npt.NDArray[np.float32]
+    audible: npt.NDArray[np.bool_]
+    text_token: npt.NDArray[np.int64]
+    codes: npt.NDArray[np.int16]
+    finite: npt.NDArray[np.bool_]
+    stage_ms: Mapping[str, float]

@@ -1,0 +1,38 @@
+"""Every bound of the engine in one place."""
+
+import dataclasses
+
+from serve_app.units import FRAME_S
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much may wait, and for how long.
+
+    Attributes:
+        inbox_frames: frames of one session that may wait; the oldest is dropped. Above the lag bound, so that a burst
+            after a stall is seen as lag and not as overflow.
+        lag_s: when more than this waits, the session is cut down to ``keep_frames``.
+        keep_frames: how many frames may wait without hurry. A session with more is behind: ticks do not wait then.
+        unopened_s: how long a lease may stay unopened.
+        gap_s: a session whose frames are further apart than this had an underrun.
+        overrun_s: a tick longer than this is an overrun.
+        run_failures: consecutive failed runs after which the engine calls itself unhealthy.
+    """
+
+    inbox_frames: int = 16
+    lag_s: float = 1.0
+    keep_frames: int = 2
+    unopened_s: float = 2.0
+    gap_s: float = 2 * FRAME_S
+    overrun_s: float = FRAME_S
+    run_failures: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep_frames <= self.inbox_frames:
+            raise ValueError(f"keep_frames {self.keep_frames} must be from 1 to inbox_frames {self.inbox_frames}")
+
+    @property
+    def lag_frames(self) -> int:
+        """The most frames that may wait before the session is cut."""
+        return max(self.keep_frames, int(self.lag_s / FRAME_S))

@@ -1,0 +1,108 @@
+"""Who sits where: the slot table and its transitions.
+
+Pure logic without a lock, a clock or a thread; the engine holds its lock around every call.
+"""
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+from serve_app.errors import EngineFull, StaleLease
+from serve_app.units import Generation, Slot
+
+
+class SlotState(enum.Enum):
+    """Where a slot is in its life."""
+
+    FREE = "free"
+    LEASED = "leased"  # granted, nobody has opened it yet; expires
+    PRIMING = "priming"  # opened, its rows wait for the engine thread to reset them
+    LIVE = "live"
+    DRAINING = "draining"  # closed by its holder, given back at the end of the tick
+    FAILED = "failed"  # ended by a fault, wiped before anybody gets it
+
+
+TRANSITIONS: Final[Mapping[SlotState, frozenset[SlotState]]] = {
+    SlotState.FREE: frozenset({SlotState.LEASED}),
+    SlotState.LEASED: frozenset({SlotState.PRIMING, SlotState.FREE}),
+    SlotState.PRIMING: frozenset({SlotState.LIVE, SlotState.DRAINING, SlotState.FAILED}),
+    SlotState.LIVE: frozenset({SlotState.DRAINING, SlotState.FAILED}),
+    SlotState.DRAINING: frozenset({SlotState.FREE, SlotState.FAILED}),
+    SlotState.FAILED: frozenset({SlotState.FREE}),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to a slot. Stale as soon as the slot is given back, because its generation grows then."""
+
+    slot: Slot
+    generation: Generation
+
+
+class SlotTable:
+    """The seats of one engine.
+
+    Free slots are given out in the order in which they came back, so that a slot rests as long as possible before
+    somebody else sits on it.
+    """
+
+    def __init__(self, slots: int, *, unopened_s: float) -> None:
+        """Args: slots: how many seats. unopened_s: how long a lease may stay unopened."""
+        if slots < 1:
+            raise ValueError(f"an engine needs at least one slot, got {slots}")
+        self.slots = slots
+        self._unopened_s = unopened_s
+        self._states = [SlotState.FREE] * slots
+        self._generations = [0] * slots
+        self._leased_s = [0.0] * slots
+        self._free = collections.deque(range(slots))
+
+    def acquire(self, now_s: float) -> Lease:
+        """Lease the slot that has been free longest. Raises EngineFull."""
+        if not self._free:
+            raise EngineFull(self.slots)
+        slot = self._free.popleft()
+        self._states[slot] = SlotState.LEASED
+        self._leased_s[slot] = now_s
+        return Lease(Slot(slot), Generation(self._generations[slot]))
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease still owns its slot."""
+        return (
+            0 <= lease.slot < self.slots
+            and self._generations[lease.slot] == lease.generation
+            and self._states[lease.slot] is not SlotState.FREE
+        )
+
+    def state(self, lease: Lease) -> SlotState:
+        """Where the lease's slot is. Raises StaleLease."""
+        if not self.holds(lease):
+            raise StaleLease(lease.slot, lease.generation)
+        return self._states[lease.slot]
+
+    def move(self, lease: Lease, to: SlotState) -> None:
+        """Make one transition of the table; FREE gives the slot back and grows its generation. Raises StaleLease."""
+        state = self.state(lease)
+        assert to in TRANSITIONS[state], f"slot {lease.slot} cannot go from {state.value} to {to.value}"
+        self._states[lease.slot] = to
+        if to is SlotState.FREE:
+            self._generations[lease.slot] += 1
+            self._free.append(lease.slot)
+
+    def expire(self, now_s: float) -> list[Lease]:
+        """Give back every slot that was leased too long ago and never opened."""
+        late = [
+            Lease(Slot(slot), Generation(self._generations[slot]))
+            for slot, state in enumerate(self._states)
+            if state is SlotState.LEASED and now_s - self._leased_s[slot] >= self._unopened_s
+        ]
+        for lease in late:
+            self.move(lease, SlotState.FREE)
+        return late
+
+    def count(self, state: SlotState) -> int:
+        """How many slots are in this state."""
+        return self._states.count(state)
