@@ -1,0 +1,133 @@
+"""Causal convolutions over ``[R, C, T]``: offline without state, or the next samples of each row with a state.
+
+A convolution sees ``effective kernel - stride`` samples before its first one: zeros, or (``replicate``) copies of the
+row's first sample. A transposed convolution keeps the tail of its output, without the bias, for the next call. Module
+names nest as the published checkpoints do, so that their keys load as they are.
+Source: the streaming convolutions of moshi 0.2.13, whose behaviour this is.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from serve_app.model.state import Rows, commit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConvState:
+    """What a convolution remembers of every slot.
+
+    Attributes:
+        previous: ``[slots + 1, C, P]``, the last P input samples.
+        first: ``bool[slots + 1]``, whether the slot has seen no sample yet; only where padding replicates.
+    """
+
+    previous: Tensor
+    first: Tensor | None = dataclasses.field(default=None, metadata={"fresh": 1})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TailState:
+    """What a transposed convolution still has to add to the next output: ``[slots + 1, C, kernel - stride]``."""
+
+    tail: Tensor
+
+
+class CausalConv(nn.Module):
+    """Convolution that pads on the left alone."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        replicate: bool = False,
+    ) -> None:
+        super().__init__()
+        inner = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, dilation=dilation, bias=bias)
+        self.conv = nn.ModuleDict({"conv": inner})
+        self.in_channels, self.stride, self.dilation, self.replicate = in_channels, stride, dilation, replicate
+        self.padding = (kernel - 1) * dilation + 1 - stride
+
+    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> ConvState | None:
+        """Fresh state for ``slots`` slots and a scratch row; None where nothing is remembered."""
+        if self.padding == 0:
+            return None
+        first = torch.ones(slots + 1, device=device, dtype=torch.bool) if self.replicate else None
+        previous = torch.zeros(slots + 1, self.in_channels, self.padding, device=device, dtype=dtype)
+        return ConvState(previous, first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A whole sequence, ``[B, C, T]`` with T a multiple of the stride."""
+        if self.padding:
+            x = F.pad(x, (self.padding, 0), mode="replicate" if self.replicate else "constant")
+        return self._convolve(x)
+
+    def step(self, x: Tensor, state: ConvState | None, rows: Rows) -> Tensor:
+        """The next T samples of each row, ``[R, C, T]``, T a multiple of the stride; gives T / stride."""
+        if state is None:
+            return self._convolve(x)
+        previous = state.previous.index_select(0, rows.slots)  # [R, C, P]
+        if state.first is not None:
+            first = state.first.index_select(0, rows.slots)
+            previous = torch.where(first[:, None, None], x[..., :1], previous)
+            commit(state.first, rows, torch.zeros_like(first))
+        x = torch.cat([previous, x], dim=-1)  # [R, C, P + T]
+        commit(state.previous, rows, x[..., -self.padding :])
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        inner = self.conv["conv"]
+        return F.conv1d(x, inner.weight, inner.bias, stride=self.stride, dilation=self.dilation)  # type: ignore[arg-type]
+
+
+class CausalConvTranspose(nn.Module):
+    """Transposed convolution that trims on the right alone; ``depthwise`` has one filter per channel."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int,
+        bias: bool = True,
+        depthwise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.groups = in_channels if depthwise else 1
+        inner = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, groups=self.groups, bias=bias)
+        self.convtr = nn.ModuleDict({"convtr": inner})
+        self.out_channels, self.stride, self.overlap = out_channels, stride, kernel - stride
+
+    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TailState:
+        """Fresh state for ``slots`` slots and a scratch row."""
+        return TailState(torch.zeros(slots + 1, self.out_channels, self.overlap, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A whole sequence, ``[B, C, T]`` to ``[B, C', T * stride]``."""
+        y = self._spread(x)
+        return self._add_bias(y[..., : y.shape[-1] - self.overlap])
+
+    def step(self, x: Tensor, state: TailState, rows: Rows) -> Tensor:
+        """The next T steps of each row, ``[R, C, T]`` to ``[R, C', T * stride]``."""
+        tail = state.tail.index_select(0, rows.slots)  # [R, C', K - S]
+        y = self._spread(x)
+        y[..., : self.overlap] += tail
+        commit(state.tail, rows, y[..., -self.overlap :])
+        return self._add_bias(y[..., : -self.overlap])
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """The transposed convolution alone: ``[R, C', (T - 1) * stride + kernel]``, untrimmed, no bias."""
+        weight = self.convtr["convtr"].weight
+        return F.conv_transpose1d(x, weight, None, stride=self.stride, groups=self.groups)  # type: ignore[arg-type]
+
+    def _add_bias(self, y: Tensor) -> Tensor:
+        bias = self.convtr["convtr"].bias
+        return y if bias is None else y + bias[:, None]  # type: ignore[index,operator,no-any-return]
