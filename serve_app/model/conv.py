@@ -51,6 +51,7 @@ class CausalConv(nn.Module):
     ) -> None:
         super().__init__()
         inner = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, dilation=dilation, bias=bias)
+        _initialise(inner, in_channels * kernel)
         self.conv = nn.ModuleDict({"conv": inner})
         self.in_channels, self.stride, self.dilation, self.replicate = in_channels, stride, dilation, replicate
         self.padding = (kernel - 1) * dilation + 1 - stride
@@ -84,7 +85,8 @@ class CausalConv(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         inner = self.conv["conv"]
-        return F.conv1d(x, inner.weight, inner.bias, stride=self.stride, dilation=self.dilation)  # type: ignore[arg-type]
+        assert isinstance(inner, nn.Conv1d)
+        return F.conv1d(x, inner.weight, inner.bias, stride=self.stride, dilation=self.dilation)
 
 
 class CausalConvTranspose(nn.Module):
@@ -103,6 +105,7 @@ class CausalConvTranspose(nn.Module):
         super().__init__()
         self.groups = in_channels if depthwise else 1
         inner = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, groups=self.groups, bias=bias)
+        _initialise(inner, in_channels // self.groups * kernel // stride)
         self.convtr = nn.ModuleDict({"convtr": inner})
         self.out_channels, self.stride, self.overlap = out_channels, stride, kernel - stride
 
@@ -123,11 +126,23 @@ class CausalConvTranspose(nn.Module):
         commit(state.tail, rows, y[..., -self.overlap :])
         return self._add_bias(y[..., : -self.overlap])
 
+    @property
+    def _inner(self) -> nn.ConvTranspose1d:
+        inner = self.convtr["convtr"]
+        assert isinstance(inner, nn.ConvTranspose1d)
+        return inner
+
     def _spread(self, x: Tensor) -> Tensor:
         """The transposed convolution alone: ``[R, C', (T - 1) * stride + kernel]``, untrimmed, no bias."""
-        weight = self.convtr["convtr"].weight
-        return F.conv_transpose1d(x, weight, None, stride=self.stride, groups=self.groups)  # type: ignore[arg-type]
+        return F.conv_transpose1d(x, self._inner.weight, None, stride=self.stride, groups=self.groups)
 
     def _add_bias(self, y: Tensor) -> Tensor:
-        bias = self.convtr["convtr"].bias
-        return y if bias is None else y + bias[:, None]  # type: ignore[index,operator,no-any-return]
+        bias = self._inner.bias
+        return y if bias is None else y + bias[:, None]
+
+
+def _initialise(inner: nn.Conv1d | nn.ConvTranspose1d, inputs: int) -> None:
+    """Keep the scale of a signal: torch's default loses a factor of sqrt(3) a layer, and codes would not vary."""
+    nn.init.normal_(inner.weight, std=inputs**-0.5)
+    if inner.bias is not None:
+        nn.init.zeros_(inner.bias)

@@ -52,8 +52,8 @@ class MimiConfig:
         num_codebooks: levels that encoding gives.
     """
 
-    seanet: SeanetConfig = SeanetConfig()
-    transformer: TransformerConfig = codec_transformer()
+    seanet: SeanetConfig = dataclasses.field(default_factory=SeanetConfig)
+    transformer: TransformerConfig = dataclasses.field(default_factory=codec_transformer)
     card: int = 2048
     codebook_dim: int = 256
     total_codebooks: int = 32

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _MIN_USAGE: Final = 1e-5  # usages of 0 occur in published codebooks
+_SPREAD: Final = 0.2  # of random entries: as wide as the latents of a random encoder, so that its codes vary
 
 
 class Codebook(nn.Module):
@@ -35,7 +36,7 @@ class Codebook(nn.Module):
         self.register_buffer("embedding", torch.empty(card, dim), persistent=False)
         self.register_buffer("half_norm", torch.empty(card), persistent=False)
         self.refresh()
-        self.register_load_state_dict_post_hook(_refresh_loaded)
+        self.register_load_state_dict_post_hook(_refresh_loaded)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -53,9 +54,6 @@ class Codebook(nn.Module):
     def look_up(self, codes: Tensor) -> Tensor:
         """Entries of codes, ``[...]`` to ``[..., D]``; a code that is out of range (-2, card) means the nearest one."""
         return F.embedding(codes.clamp(0, self.embedding.shape[0] - 1), self.embedding)
-
-
-_SPREAD: Final = 0.1  # of random entries: near the latents of a random encoder, so that its codes vary
 
 
 def _refresh_loaded(module: nn.Module, _: object) -> None:
