@@ -1,0 +1,88 @@
+"""The delayed-streams token cache: what each stream says at which step.
+
+A row at offset o reads column o of its cache: its own text and codes as generated for it, and the user's codes as heard
+``delay`` steps ago. Where ``o <= delay`` a stream still reads its initial token, so the user's frame 0 is never seen.
+A frame of audio is complete once the most delayed codebook is there: the first one comes out of step ``max_delay + 1``.
+
+Source: Delayed streams (Défossez et al., 2024); offsets as in the reference's generator.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.model.embedding import UNGENERATED_TOKEN
+from serve_app.model.lm_config import LMConfig
+from serve_app.model.state import Rows, commit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenCache:
+    """What was said lately, for all slots.
+
+    Attributes:
+        tokens: ``int64[slots + 1, n_q + 1, max_delay + 2]``: text, own codes, user's codes; a ring over steps.
+        offset: ``int64[slots + 1]``, steps that the slot has made.
+    """
+
+    tokens: Tensor = dataclasses.field(metadata={"fresh": UNGENERATED_TOKEN})
+    offset: Tensor
+
+
+class Delays(nn.Module):
+    """Reads and writes a `TokenCache`. Holds constants alone, none of which is part of a checkpoint."""
+
+    lags: Tensor
+    initial: Tensor
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.own = config.dep_q + 1
+        self.max_delay = config.max_delay
+        self.width = config.max_delay + 2
+        # Explicitly on the host: a model built on the meta device for loading must keep its constants.
+        initial = [config.text_card] + [config.card] * config.n_q
+        self.register_buffer("lags", torch.tensor(config.delays, device="cpu"), persistent=False)
+        self.register_buffer("initial", torch.tensor(initial, device="cpu"), persistent=False)
+
+    def init_state(self, slots: int, device: torch.device) -> TokenCache:
+        """An empty cache for ``slots`` slots and a scratch row."""
+        shape = (slots + 1, len(self.lags), self.width)
+        return TokenCache(
+            torch.full(shape, UNGENERATED_TOKEN, device=device, dtype=torch.int64),
+            torch.zeros(slots + 1, device=device, dtype=torch.int64),
+        )
+
+    def hear(self, codes: Tensor, state: TokenCache, rows: Rows) -> Tensor:
+        """Write the user's codes (``int64[R, user_q]``) and return this step's input, ``int64[R, n_q + 1]``."""
+        offset = state.offset.index_select(0, rows.slots)[:, None]  # [R, 1]
+        tokens = state.tokens.index_select(0, rows.slots)  # [R, K, W], a copy
+        target = (offset + self.lags[self.own :]) % self.width
+        tokens[:, self.own :] = tokens[:, self.own :].scatter(2, target[..., None], codes[..., None])
+        commit(state.tokens, rows, tokens)
+        here = (offset % self.width)[..., None].expand(-1, tokens.shape[1], -1)
+        return torch.where(offset <= self.lags, self.initial, tokens.gather(2, here)[..., 0])
+
+    def say(self, text: Tensor, codes: Tensor, state: TokenCache, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Write what was generated, advance, and read the newest complete frame.
+
+        Args:
+            text: ``int64[R]``.
+            codes: ``int64[R, dep_q]``.
+
+        Returns:
+            Text token and codes of one moment, ``int64[R, dep_q + 1]``, and ``bool[R]``: whether there is such a
+            frame. Without one the tokens are `UNGENERATED_TOKEN`.
+        """
+        offset = state.offset.index_select(0, rows.slots)[:, None] + 1  # [R, 1]
+        tokens = state.tokens.index_select(0, rows.slots)
+        said = torch.cat([text[:, None], codes], dim=1)[..., None]  # [R, dep_q + 1, 1]
+        here = (offset % self.width)[..., None].expand(-1, self.own, -1)
+        tokens[:, : self.own] = tokens[:, : self.own].scatter(2, here, said)
+        commit(state.tokens, rows, tokens)
+        commit(state.offset, rows, offset[:, 0])
+        aligned = (offset - self.max_delay + self.lags[: self.own]) % self.width
+        frame = tokens[:, : self.own].gather(2, aligned[..., None])[..., 0]
+        complete = (offset[:, 0] > self.max_delay) & rows.exec_mask
+        return torch.where(complete[:, None], frame, UNGENERATED_TOKEN), complete

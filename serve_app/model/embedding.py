@@ -1,0 +1,34 @@
+"""Token embeddings of the LM's streams."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from serve_app.model.norm import make_norm
+
+ZERO_TOKEN: Final = -1
+"""Embeds to exactly 0: nothing is said on this stream."""
+UNGENERATED_TOKEN: Final = -2
+"""Not known yet; as a given token: sample it."""
+
+
+class Embedding(nn.Embedding):
+    """A table of ``rows`` tokens, optionally normalised, optionally of low rank behind a projection.
+
+    `ZERO_TOKEN` gives 0 before the projection; `UNGENERATED_TOKEN` gives the first row, for rows that do not execute.
+    """
+
+    def __init__(self, rows: int, dim: int, *, norm: bool = False, rank: int | None = None) -> None:
+        super().__init__(rows, rank or dim)
+        self.norm: nn.Module | None = make_norm("layer_norm", rank or dim) if norm else None
+        self.low_rank: nn.Linear | None = nn.Linear(rank, dim, bias=False) if rank else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``int64[...]`` to ``[..., dim]``."""
+        y = F.embedding(tokens.clamp(min=0), self.weight)
+        if self.norm is not None:
+            y = self.norm(y)
+        y = torch.where((tokens == ZERO_TOKEN)[..., None], 0.0, y)
+        return y if self.low_rank is None else self.low_rank(y)
