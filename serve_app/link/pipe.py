@@ -1,0 +1,128 @@
+"""The half of a connection that both ends share: bytes to messages, and an outbox to a transport."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from serve_app.errors import LinkError
+from serve_app.link.codec import Decoder, encode
+from serve_app.link.messages import Downward, Dropped, Hello, Message, Upward, Welcome
+from serve_app.link.outbox import Outbox
+
+SESSION_BYTES: Final = 64 * 1_024  # about eight frames, 0.65 s
+WRITE_BYTES: Final = 256 * 1_024
+HELLO_S: Final = 2.0
+KEEPALIVE_S: Final = 1  # a peer that vanished without a word is noticed within about 4 s
+KEEPALIVE_PROBES: Final = 3
+UNACKNOWLEDGED_MS: Final = 4_000
+
+
+class Pipe(asyncio.Protocol):
+    """One end of the link's TCP connection.
+
+    Args:
+        receive: called on the loop with each message; a LinkError out of it closes the connection.
+        report: called on the loop for frames that this side's outbox dropped.
+        lost: called on the loop once, when the connection is gone; with the LinkError when the peer broke the protocol.
+        session_bytes: bound of the outbox.
+    """
+
+    def __init__(
+        self,
+        *,
+        receive: Callable[[Message], None],
+        report: Callable[[Dropped], None],
+        lost: Callable[[LinkError | None], None],
+        session_bytes: int = SESSION_BYTES,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._receive, self._report, self._lost = receive, report, lost
+        self._decoder = Decoder()
+        self._outbox = Outbox(session_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._writable = True
+        self._scheduled = False
+        self._error: LinkError | None = None
+
+    def put(self, messages: Iterable[Upward | Downward]) -> None:
+        """Queue messages from any thread: one wake-up of the loop, however many there are."""
+        self._outbox.put(messages)
+        if not self._scheduled:
+            self._scheduled = True  # a race costs one more wake-up and loses none: flush clears it before it takes
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to write to
+                self._loop.call_soon_threadsafe(self._flush)
+
+    def say(self, message: Hello | Welcome) -> None:
+        """Write at once. On the loop."""
+        if self._transport is not None:
+            self._transport.write(encode(message))
+
+    def close(self) -> None:
+        """Close after what is written has gone. On the loop."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once. On the loop."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        while self._writable and len(self._outbox):
+            data, lost = self._outbox.take(WRITE_BYTES)
+            self._transport.write(data)
+            for dropped in lost:
+                self._report(dropped)
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set the socket up."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
+        peer = transport.get_extra_info("socket")
+        if peer is not None:
+            _set_options(peer)
+
+    def data_received(self, data: bytes) -> None:
+        """Decode and dispatch; a LinkError closes the connection."""
+        try:
+            for message in self._decoder.feed(data):
+                self._receive(message)
+        except LinkError as error:
+            self._error = error
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """The peer reads too slowly: keep it in the outbox, which is bounded."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._writable = True
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Drop what waits and tell the owner."""
+        self._outbox.close()
+        self._lost(self._error)
+
+
+def _set_options(peer: socket.socket) -> None:
+    for level, option, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", KEEPALIVE_S),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", KEEPALIVE_S),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", KEEPALIVE_PROBES),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", UNACKNOWLEDGED_MS),
+    ):
+        if hasattr(socket, option):  # not every platform has the last four
+            peer.setsockopt(level, getattr(socket, option), value)

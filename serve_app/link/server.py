@@ -1,0 +1,134 @@
+"""The engine's end of the link: listens, checks hellos and grants, frees what a lost gateway held."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from serve_app.errors import LinkError
+from serve_app.link.messages import VERSION, Attach, Detach, Dropped, Frame, Hello, Key, Message, Welcome
+from serve_app.link.pipe import HELLO_S, SESSION_BYTES, Pipe
+from serve_app.link.port import Address, EnginePort, Grant, GrantBook, Holdings
+
+logger = logging.getLogger(__name__)
+
+
+class _Connection:
+    """One gateway."""
+
+    def __init__(self, server: "LinkServer", port: EnginePort, grants: GrantBook) -> None:
+        self._server = server
+        self._greeted = False
+        self.pipe = Pipe(
+            receive=self._receive, report=self._report, lost=self._lost, session_bytes=server.session_bytes
+        )
+        self.holdings = Holdings(port, grants, self.pipe.put)
+        self._hello_timer = asyncio.get_running_loop().call_later(server.hello_s, self._no_hello)
+        server.connections.add(self)
+
+    def _receive(self, message: Message) -> None:
+        match message:
+            case Hello(version) if not self._greeted:
+                self._greet(version)
+            case Attach() | Frame() | Detach() if self._greeted:
+                self.holdings.receive(message)
+            case _:
+                raise LinkError(f"{type(message).__name__} is out of order")
+
+    def _greet(self, version: int) -> None:
+        self._hello_timer.cancel()
+        self._greeted = True
+        self.pipe.say(Welcome())
+        if version != VERSION:
+            logger.warning("link refused: the gateway speaks version %d, this engine %d", version, VERSION)
+            self._greeted = False
+            self.pipe.close()
+
+    def _no_hello(self) -> None:
+        logger.warning("link closed: no hello in %g s", self._server.hello_s)
+        self.pipe.abort()
+
+    def _report(self, dropped: Dropped) -> None:
+        self._server.dropped_outputs += dropped.frames
+        self.pipe.put([dropped])
+
+    def _lost(self, error: LinkError | None) -> None:
+        self._hello_timer.cancel()
+        self._server.connections.discard(self)
+        if error is not None:
+            logger.warning("link closed: %s", error)
+        if self.holdings:
+            logger.warning("a gateway is gone, freeing its %d sessions", len(self.holdings))
+        self.holdings.release()
+
+
+class LinkServer:
+    """Listens for gateways. Everything but the port's sinks belongs to the loop that started it."""
+
+    def __init__(self, *, hello_s: float, session_bytes: int) -> None:
+        """For ``start`` alone."""
+        self.hello_s = hello_s
+        self.session_bytes = session_bytes
+        self.connections: set[_Connection] = set()
+        self.dropped_outputs = 0
+        self._grants = GrantBook()
+        self._listener: asyncio.Server | None = None
+        self._address: Address | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        port: EnginePort,
+        host: str = "127.0.0.1",
+        ports: Iterable[int] = (0,),
+        *,
+        hello_s: float = HELLO_S,
+        session_bytes: int = SESSION_BYTES,
+    ) -> Self:
+        """Listen on the first free port of ``ports``; 0 lets the system choose. Raises LinkError when none is free."""
+        server = cls(hello_s=hello_s, session_bytes=session_bytes)
+        loop = asyncio.get_running_loop()
+        tried = []
+        for number in ports:
+            try:
+                listener = await loop.create_server(
+                    lambda: _Connection(server, port, server._grants).pipe, host, number
+                )
+            except OSError:
+                tried.append(number)
+                continue
+            server._listener = listener
+            server._address = Address(host, int(listener.sockets[0].getsockname()[1]))
+            return server
+        raise LinkError(f"no free port on {host} among {tried[:1]} to {tried[-1:]}")
+
+    @property
+    def address(self) -> Address:
+        """Where gateways connect."""
+        assert self._address is not None
+        return self._address
+
+    def grant(self, slot: int, generation: int) -> Grant:
+        """A one-time token for a leased slot; only who presents it may attach."""
+        return self._grants.issue(self.address, slot, generation)
+
+    def revoke(self, slot: int, generation: int) -> None:
+        """Void the token of a lease that is over. Idempotent."""
+        self._grants.revoke(Key(slot, generation))
+
+    async def close(self) -> None:
+        """Stop listening, close every connection and free what they held."""
+        if self._listener is not None:
+            self._listener.close()
+            for connection in list(self.connections):
+                connection.pipe.close()
+            await self._listener.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
