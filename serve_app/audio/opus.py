@@ -1,0 +1,228 @@
+"""Audio messages to frames, frames to audio messages: the guard around the codec.
+
+Every byte here comes from a stranger. Whatever it is, the receiver raises nothing but `AudioRefused`, spends linear
+time, holds less than 100 KB, and hears again as soon as sound pages come.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from serve_app.audio import problems
+from serve_app.audio.budget import Budget, error_budget
+from serve_app.audio.codec import PACKET_SAMPLES, Decoder, Encoder, PacketError
+from serve_app.audio.frames import FrameBuffer, Pcm
+from serve_app.audio.ogg import Flag, OggPager, PacketJoiner, Page, PageWriter
+from serve_app.audio.packet import HEAD, OPUS_RATE_HZ, TAGS, duration_samples, head_layout
+from serve_app.audio.problems import AudioProblem, ProblemKind
+from serve_app.errors import AudioRefused
+from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
+
+MAX_MESSAGE_AUDIO_S: Final = 1.0
+MAX_BAD_PACKETS: Final = 8
+"""Per message; the rest of the message is dropped."""
+
+_FRAME_AT_OPUS_RATE: Final = round(FRAME_S * OPUS_RATE_HZ)
+_SCALE: Final = OPUS_RATE_HZ // SAMPLE_RATE_HZ
+
+
+@dataclasses.dataclass(slots=True)
+class Traffic:
+    """What has passed in one direction: bytes of audio payload and the audio in it."""
+
+    payload_bytes: int = 0
+    audio_s: float = 0.0
+
+    @property
+    def kbps(self) -> float:
+        """Kilobits for each second of audio; 0 before there was any."""
+        return self.payload_bytes * 8 / 1_000 / self.audio_s if self.audio_s else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received:
+    """What one message gave.
+
+    Attributes:
+        frames: each ``float32[1920]``.
+        problems: kinds of trouble seen for the first time: to be told to the peer.
+        dropped_frames: frames' worth of audio that was too much, dropped undecoded, oldest first.
+    """
+
+    frames: list[Pcm]
+    problems: list[AudioProblem]
+    dropped_frames: int
+
+
+class OpusReceiver:
+    """One session's microphone.
+
+    Args:
+        budget: seconds of audio that may come; see `audio_budget`.
+        clock: seconds, monotonic.
+        errors: messages with something wrong that may come.
+
+    Attributes:
+        traffic: bytes in (all of them) and audio decoded.
+        counts: pages and packets that were wrong, by kind.
+    """
+
+    def __init__(self, budget: Budget, clock: Callable[[], float], errors: Budget | None = None) -> None:
+        self._budget = budget
+        self._clock = clock
+        self._errors = error_budget() if errors is None else errors
+        self._pager = OggPager()
+        self._joiner = PacketJoiner()
+        self._decoder = Decoder()
+        self._frames = FrameBuffer()
+        self._foreign: int | None = None
+        self._dropped_samples = 0
+        self.traffic = Traffic()
+        self.counts: collections.Counter[ProblemKind] = collections.Counter()
+
+    def feed(self, payload: bytes) -> Received:
+        """Decode what one audio message holds.
+
+        At most one second of audio a message and what the budget allows: the oldest packets beyond are dropped.
+
+        Raises:
+            AudioRefused: the error budget is spent; says what the trouble is. So does every later call.
+        """
+        packets, troubles = self._open(payload)
+        dropped_frames = self._trim(packets)
+        frames: list[Pcm] = []
+        bad = 0
+        for packet, samples in packets:
+            try:
+                pcm = self._decoder.decode(packet)
+                if len(pcm) * _SCALE != samples:
+                    raise PacketError("wrong duration")
+            except PacketError:
+                self._decoder = Decoder()
+                troubles.append(problems.bad_packet("the decoder refuses it"))
+                bad += 1
+                if bad == MAX_BAD_PACKETS:
+                    break
+                continue
+            self.traffic.audio_s += len(pcm) / SAMPLE_RATE_HZ
+            frames.extend(self._frames.push(pcm))
+        return Received(frames, self._note(troubles), dropped_frames)
+
+    def skip(self, payload: bytes) -> Received:
+        """Take an audio message that came before the handshake: header pages are noticed, nothing is decoded.
+
+        Raises:
+            AudioRefused: as `feed`.
+        """
+        _, troubles = self._open(payload)
+        return Received([], self._note(troubles), 0)
+
+    def _open(self, payload: bytes) -> tuple[collections.deque[tuple[bytes, int]], list[AudioProblem]]:
+        """The sound packets of a message, each with its samples at 48 kHz, and what was wrong."""
+        self.traffic.payload_bytes += len(payload)
+        packets: collections.deque[tuple[bytes, int]] = collections.deque()
+        troubles: list[AudioProblem] = []
+        for found in self._pager.feed(payload):
+            if isinstance(found, AudioProblem):
+                troubles.append(found)
+                continue
+            for packet in self._packets(found, troubles):
+                samples = duration_samples(packet)
+                if samples is None:
+                    troubles.append(problems.bad_packet("its first bytes make no sense"))
+                else:
+                    packets.append((packet, samples))
+        return packets, troubles
+
+    def _packets(self, page: Page, troubles: list[AudioProblem]) -> list[bytes]:
+        """The audio packets of a page; header packets end here."""
+        packets = self._joiner.push(page)
+        if page.flags & Flag.FIRST and packets:
+            return self._begin(page.serial, packets, troubles)
+        if page.serial == self._foreign:
+            troubles.append(problems.foreign_codec(b""))
+            return []
+        if not page.pieces and not page.flags & Flag.LAST:
+            troubles.append(problems.damaged("nothing in it"))
+        return [packet for packet in packets if not packet.startswith((HEAD, TAGS))]
+
+    def _begin(self, serial: int, packets: list[bytes], troubles: list[AudioProblem]) -> list[bytes]:
+        """A new logical stream: a fresh decoder if it is Opus that we can play, a shrug if it is not."""
+        head = packets[0]
+        self._foreign = serial
+        if not head.startswith(HEAD):
+            troubles.append(problems.foreign_codec(head))
+            return []
+        layout = head_layout(head)
+        if layout is None:
+            troubles.append(problems.damaged("the Opus header is cut or of an unknown version"))
+        elif layout[0] not in (1, 2) or layout[1] != 0:
+            troubles.append(problems.layout(*layout))
+            return []
+        self._foreign = None
+        self._decoder = Decoder()
+        return [packet for packet in packets[1:] if not packet.startswith(TAGS)]
+
+    def _trim(self, packets: collections.deque[tuple[bytes, int]]) -> int:
+        """Drop the oldest until the rest may pass; the whole frames that it amounts to, the remainder carried over."""
+        now_s = self._clock()
+        allowed_s = min(MAX_MESSAGE_AUDIO_S, self._budget.available(now_s))
+        total = sum(samples for _, samples in packets)
+        while total > allowed_s * OPUS_RATE_HZ:
+            _, samples = packets.popleft()
+            total -= samples
+            self._dropped_samples += samples
+        self._budget.take(total / OPUS_RATE_HZ, now_s)
+        frames, self._dropped_samples = divmod(self._dropped_samples, _FRAME_AT_OPUS_RATE)
+        return frames
+
+    def _note(self, troubles: list[AudioProblem]) -> list[AudioProblem]:
+        """Count, pay for the message, and keep the first of each kind that the peer has not been told of."""
+        if troubles and not self._errors.take(1.0, self._clock()):
+            raise AudioRefused(str(troubles[0]))
+        news: list[AudioProblem] = []
+        for trouble in troubles:
+            if trouble.kind not in self.counts:
+                news.append(trouble)
+            self.counts[trouble.kind] += 1
+        return news
+
+
+class OpusSender:
+    """One session's loudspeaker: 80 ms of PCM to one message payload, nothing held back.
+
+    The form is that of Kyutai's own servers: two pages of one 40 ms packet each, header pages in the first message.
+
+    Attributes:
+        traffic: bytes out and audio encoded.
+    """
+
+    def __init__(self, serial: int = 1) -> None:
+        self._encoder = Encoder()
+        self._pages = PageWriter(serial)
+        self._granule = 0
+        self.traffic = Traffic()
+
+    def encode(self, pcm: Pcm) -> bytes:
+        """Args: ``float32[1920]``, finite."""
+        assert pcm.shape == (FRAME_SAMPLES,), pcm.shape
+        pages = [] if self._granule else self._headers()
+        for begin in range(0, FRAME_SAMPLES, PACKET_SAMPLES):
+            packet = self._encoder.encode(np.ascontiguousarray(pcm[begin : begin + PACKET_SAMPLES], np.float32))
+            self._granule += PACKET_SAMPLES * _SCALE
+            pages.append(self._pages.page([packet], granule=self._granule))
+        payload = b"".join(pages)
+        self.traffic.payload_bytes += len(payload)
+        self.traffic.audio_s += FRAME_S
+        return payload
+
+    def _headers(self) -> list[bytes]:
+        vendor = b"chorus"
+        tags = TAGS + len(vendor).to_bytes(4, "little") + vendor + bytes(4)
+        return [
+            self._pages.page([self._encoder.head], granule=0, flags=Flag.FIRST),
+            self._pages.page([tags], granule=0),
+        ]
