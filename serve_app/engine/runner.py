@@ -24,6 +24,7 @@ class RunnerInfo:
     state_bytes_per_slot: int
     dep_q: int
     delay_steps: int = 0
+    weights_bytes: int = 0
 
 
 class Runner(Protocol):

@@ -56,7 +56,7 @@ class Given:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Thought:
-    """What the main transformer made: ``hidden [R, dim]``, ``text_logits fp32[R, text_card_out]``, ``text int64[R]``."""
+    """What the main transformer made: ``hidden [R, dim]``, ``text_logits fp32[R, text_card_out]``, ``text [R]``."""
 
     hidden: Tensor
     text_logits: Tensor

@@ -195,13 +195,17 @@ class Mimi(nn.Module):
         Raises:
             ShapeError: anything but exactly one frame.
         """
+        return self.quantizer.encode(self.latent_step(pcm, state, rows), self.config.num_codebooks)
+
+    @torch.no_grad()
+    def latent_step(self, pcm: Tensor, state: MimiState, rows: Rows) -> Tensor:
+        """`encode_step` before quantisation: latents ``[R, D, 1]``, which show what is not finite; codes hide it."""
         if pcm.ndim != 3 or tuple(pcm.shape[1:]) != (1, FRAME_SAMPLES):
             raise ShapeError("pcm", pcm.shape, f"[R, 1, {FRAME_SAMPLES}]")
         part = state.encoder
         latent = self.encoder.step(pcm, part.seanet, rows)  # [R, D, 2]
         latent = self.encoder_transformer.step(latent, part.transformer, rows)
-        latent = self.downsample.step(latent, part.downsample, rows)  # [R, D, 1]
-        return self.quantizer.encode(latent, self.config.num_codebooks)
+        return self.downsample.step(latent, part.downsample, rows)  # [R, D, 1]
 
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: MimiState, rows: Rows) -> Tensor:

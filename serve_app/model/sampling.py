@@ -1,8 +1,8 @@
 """Sampling per row: every row has its own temperature, top-k and seed, and its noise is nobody else's.
 
-Noise is a pure function of (seed, step, stream, rank), an integer hash, so there is no generator to share, to advance or
-to save: a session's tokens do not depend on its neighbours and can be replayed. The draw is the reference's,
-``argmax(p / Exp(1))`` over the sorted top-k probabilities, the noise indexed by rank.
+Noise is a hash of (seed, step, stream, rank), so there is no generator to share, to advance or to save: a session's
+tokens do not depend on its neighbours and can be replayed. The draw is the reference's, ``argmax(p / Exp(1))`` over the
+sorted top-k probabilities, the noise indexed by rank.
 
 A tick always sorts `TOP_K_WIDTH` candidates, so the cost and the graph are the same whatever the rows ask for. A row
 with top-k 0 (the whole vocabulary, noise indexed by token) or above that width needs `whole`, which the host decides
