@@ -1,0 +1,36 @@
+"""From what a person types to the address of a chat, with its parameters as the web client spells them."""
+
+import dataclasses
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from serve_app.errors import ParameterRefused
+from serve_app.spec import Sampling
+
+CHAT_PATH: Final = "/api/chat"
+
+_SCHEMES: Final = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+_SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
+
+
+def chat_url(url: str, sampling: Sampling | None = None) -> str:
+    """``localhost:8000``, ``https://host`` or ``ws://host/api/chat?x=1`` to the WebSocket address of the chat.
+
+    A query that is already in the address is kept; ``sampling`` adds to it and wins. Without ``sampling`` the server's
+    defaults hold, with a seed of the server's choice.
+
+    Raises:
+        ParameterRefused: no host, or another scheme.
+    """
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None:
+        raise ParameterRefused("url", url, "must start with ws://, wss://, http:// or https://")
+    if not parts.hostname:
+        raise ParameterRefused("url", url, "names no host")
+    path = parts.path if parts.path not in ("", "/") else CHAT_PATH
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if sampling is not None:
+        fields = dataclasses.asdict(sampling).items()
+        query.update({_SPELLING.get(name, name): str(value) for name, value in fields})
+    return urlunsplit((scheme, parts.netloc, path, urlencode(query), ""))
