@@ -1,0 +1,134 @@
+// The page: one button, two voices, a transcript.
+
+import { Conversation } from "./conversation.js";
+import { info } from "./server.js";
+
+const INFO_EVERY_MS = 10_000;
+const FIGURES_EVERY_MS = 250;
+const STATUS = {
+  idle: "Your browser will ask for the microphone. Headphones sound best.",
+  opening: "Connecting…",
+  live: "Listening. Just speak; it hears you while it talks.",
+  ended: "Ended. Press the button to talk again.",
+};
+const LABEL = { idle: "Start talking", opening: "Cancel", live: "Stop", ended: "Talk again" };
+
+const at = (id) => document.getElementById(id);
+const form = at("settings");
+let conversation = null;
+
+// For tests and the curious: what the current conversation has counted.
+export const current = () => conversation;
+
+at("toggle").addEventListener("click", () => {
+  if (conversation && !conversation.ended) conversation.stop();
+  else start();
+});
+
+function start() {
+  if (!form.reportValidity()) {
+    form.closest("details").open = true;
+    form.reportValidity();
+    return;
+  }
+  at("text").textContent = "";
+  at("alert").hidden = true;
+  const { parameters, settingsChanged } = settings();
+  conversation = new Conversation({
+    parameters, settingsChanged, onState: show, onText: write,
+    onNotice: (message) => alertWith(message, ""),
+    onEnd: (trouble) => {
+      if (trouble) alertWith(trouble.title, trouble.advice);
+      refreshInfo();
+    },
+  });
+  conversation.start();
+  requestAnimationFrame(drawLevels);
+}
+
+// What the form asks for, in the web client's spelling; seeds are left out where the server is to choose.
+function settings() {
+  const values = new FormData(form);
+  const parameters = {};
+  let settingsChanged = false;
+  for (const [name, value] of values) {
+    if (name !== "seed") parameters[name] = value;
+    settingsChanged ||= value !== form.elements[name].defaultValue;
+  }
+  if (values.get("seed")) parameters.text_seed = parameters.audio_seed = values.get("seed");
+  return { parameters, settingsChanged };
+}
+
+function show(state) {
+  document.body.dataset.state = state;
+  at("toggle-label").textContent = LABEL[state];
+  at("status").textContent = STATUS[state];
+  if (state === "live") refreshInfo();
+}
+
+function write(piece) {
+  const text = at("text");
+  const follows = text.scrollTop + text.clientHeight >= text.scrollHeight - 24;
+  text.append(text.textContent ? piece : piece.trimStart());
+  if (follows) text.scrollTop = text.scrollHeight;
+}
+
+function alertWith(title, advice) {
+  const strong = document.createElement("strong");
+  strong.textContent = title;
+  at("alert").replaceChildren(strong, advice);
+  at("alert").hidden = false;
+}
+
+function drawLevels() {
+  const { you, it } = conversation.levels;
+  for (const [name, value] of [["you", you], ["it", it]]) {
+    at(`orb-${name}`).style.setProperty("--level", value.toFixed(3));
+    at(`level-${name}`).style.setProperty("--level", value.toFixed(3));
+  }
+  if (!conversation.ended) requestAnimationFrame(drawLevels);
+}
+
+function drawFigures() {
+  if (!conversation?.live) return;
+  const { you, it } = conversation.levels;
+  at("level-you").setAttribute("aria-valuenow", Math.round(100 * you));
+  at("level-it").setAttribute("aria-valuenow", Math.round(100 * it));
+  const trip = conversation.roundTrips.medianMs;
+  at("round-trip").textContent = trip === null ? "…" : `${Math.round(trip)} ms`;
+  at("buffered").textContent = `${Math.round(conversation.speaker.report.bufferedMs)} ms`;
+  const seconds = Math.floor((performance.now() - conversation.startedMs) / 1000);
+  at("elapsed").textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+}
+
+async function refreshInfo() {
+  if (document.hidden) return;
+  const told = await info();
+  const model = modelName(told);
+  if (model) {
+    at("model").textContent = model;
+    at("model").hidden = false;
+    if (/parrot/i.test(model)) {
+      at("name-it").textContent = "Parrot";
+      at("lead").textContent = "Talk: it repeats what you say about a second later.";
+    } else if (/moshi/i.test(model)) {
+      at("name-it").textContent = "Moshi";
+    }
+  }
+  const seats = freeSeats(told);
+  at("seats").hidden = seats === null;
+  if (seats !== null) at("seats").textContent = seats.free > 0 ? `${seats.free} of ${seats.all} seats free` : "full";
+}
+
+function modelName({ model }) {
+  return typeof model === "string" ? model : model?.name ?? "";
+}
+
+function freeSeats({ slots }) {
+  const { used, free } = slots ?? {};
+  return Number.isInteger(used) && Number.isInteger(free) ? { free, all: used + free } : null;
+}
+
+refreshInfo();
+setInterval(refreshInfo, INFO_EVERY_MS);
+setInterval(drawFigures, FIGURES_EVERY_MS);

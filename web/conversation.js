@@ -1,0 +1,139 @@
+// One conversation: microphone, connection and loudspeaker, from the press of the button to its end.
+
+import { PAGES_PER_FRAME, openMicrophone } from "./microphone.js";
+import { RoundTrips } from "./round-trip.js";
+import { chatAddress, ready } from "./server.js";
+import { openSpeaker } from "./speaker.js";
+import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, microphoneTrouble, refusalTrouble } from "./words.js";
+import { audioMessage, parse } from "./wire.js";
+
+const HANDSHAKE_TIMEOUT_MS = 20_000;
+const SILENCE_TIMEOUT_MS = 10_000; // the server sends sound every 80 ms; this long without any means it is gone
+
+// Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onEnd(Trouble | null), once.
+export class Conversation {
+  constructor({ parameters, settingsChanged, onState, onText, onNotice, onEnd }) {
+    Object.assign(this, { parameters, settingsChanged, onState, onText, onNotice, onEnd });
+    this.roundTrips = new RoundTrips();
+    this.pagesSent = 0;
+    this.audioMessages = 0;
+    this.said = "";
+    this.live = false;
+    this.ended = false;
+    this.startedMs = null;
+  }
+
+  async start() {
+    this.onState("opening");
+    try {
+      if (!window.isSecureContext || !navigator.mediaDevices?.getUserMedia) throw NOT_SECURE;
+      this.context = new AudioContext({ latencyHint: "interactive" });
+      const resumed = this.context.resume();
+      const microphone = await openMicrophone(this.context).catch((error) => Promise.reject(microphoneTrouble(error)));
+      if (this.ended) return microphone.close();
+      this.microphone = microphone;
+      const speaker = await openSpeaker(this.context);
+      if (this.ended) return speaker.close();
+      this.speaker = speaker;
+      await resumed;
+      if (!this.ended) this.connect();
+    } catch (error) {
+      this.end(error instanceof Trouble ? error : new Trouble("The browser could not start the sound.", error.message));
+    }
+  }
+
+  stop() {
+    this.end(null);
+  }
+
+  // Asked once per animation frame, so cheap.
+  get levels() {
+    return { you: level(this.live && this.microphone?.analyser), it: level(this.live && this.speaker?.analyser) };
+  }
+
+  connect() {
+    this.socket = new WebSocket(chatAddress(this.parameters));
+    this.socket.binaryType = "arraybuffer";
+    this.socket.onmessage = ({ data }) => this.receive(parse(data));
+    this.socket.onclose = (event) => this.closed(event);
+    this.expect(HANDSHAKE_TIMEOUT_MS);
+  }
+
+  receive(event) {
+    if (event === null || this.ended) return;
+    if (this.live) this.expect(SILENCE_TIMEOUT_MS);
+    switch (event.kind) {
+      case "handshake":
+        if (!this.live) this.goLive();
+        break;
+      case "audio":
+        this.audioMessages += 1;
+        this.roundTrips.frameReceived(performance.now());
+        this.speaker.play(event.payload);
+        break;
+      case "text":
+        this.onText(event.text);
+        break;
+      case "error":
+        this.said = event.message;
+        this.onNotice(event.message);
+        break;
+      default: // metadata: nothing that a person needs to read
+    }
+  }
+
+  goLive() {
+    this.live = true;
+    this.startedMs = performance.now();
+    this.expect(SILENCE_TIMEOUT_MS);
+    this.microphone.start((page, isHeader) => this.send(page, isHeader), () => this.end(MICROPHONE_LOST));
+    this.onState("live");
+  }
+
+  send(page, isHeader) {
+    if (this.socket.readyState !== WebSocket.OPEN) return;
+    if (!isHeader) {
+      this.pagesSent += 1;
+      if (this.pagesSent % PAGES_PER_FRAME === 0) this.roundTrips.frameSent(performance.now());
+    }
+    this.socket.send(audioMessage(page));
+  }
+
+  async closed({ code, reason }) {
+    if (this.ended) return;
+    if (this.live) this.end(closeTrouble(code, reason, this.said));
+    else if (code !== 1006) this.end(closeTrouble(code, reason, this.said) ?? SILENT_SERVER);
+    else this.end(refusalTrouble(await ready(), this.settingsChanged));
+  }
+
+  expect(timeoutMs) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.end(SILENT_SERVER), timeoutMs);
+  }
+
+  end(trouble) {
+    if (this.ended) return;
+    this.ended = true;
+    this.live = false;
+    clearTimeout(this.timer);
+    if (this.socket) {
+      this.socket.onmessage = null;
+      this.socket.close(1000);
+    }
+    this.microphone?.close();
+    this.speaker?.close();
+    this.context?.close();
+    this.onState("ended");
+    this.onEnd(trouble);
+  }
+}
+
+const samples = new Float32Array(1024);
+
+// Root mean square on a scale that looks like loudness: 0 at -54 dB, 1 at -6 dB.
+function level(analyser) {
+  if (!analyser) return 0;
+  analyser.getFloatTimeDomainData(samples);
+  const rms = Math.sqrt(samples.reduce((sum, value) => sum + value * value, 0) / samples.length);
+  return Math.min(1, Math.max(0, (20 * Math.log10(rms + 1e-9) + 54) / 48));
+}

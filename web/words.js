@@ -1,0 +1,78 @@
+// What a person is told when something stands in the way: a title, and what can be done.
+
+export class Trouble extends Error {
+  constructor(title, advice = "") {
+    super(title);
+    this.title = title;
+    this.advice = advice;
+  }
+}
+
+export const NOT_SECURE = new Trouble(
+  "This page may not use the microphone here.",
+  "Browsers allow it on https:// addresses and on localhost only. Open the page under one of these.",
+);
+
+export function microphoneTrouble(error) {
+  switch (error.name) {
+    case "NotAllowedError":
+      return new Trouble("The microphone is not allowed.", "Allow it for this page in the browser's address bar, then start again.");
+    case "NotFoundError":
+      return new Trouble("No microphone was found.", "Connect one, then start again.");
+    case "NotReadableError":
+      return new Trouble("The microphone is in use.", "Close the other program that uses it, then start again.");
+    default:
+      return new Trouble("The microphone could not be started.", error.message);
+  }
+}
+
+export const MICROPHONE_LOST = new Trouble("The microphone is gone.", "Connect it again, then start again.");
+export const SILENT_SERVER = new Trouble("The server does not answer.", "It may be busy or stopped. Try again in a moment.");
+
+const WHY_NOT_READY = {
+  full: ["The server is full.", "Every seat is taken by another conversation."],
+  draining: ["The server is about to restart.", "It finishes its conversations and takes no new ones."],
+  engine_lost: ["The model is not running right now.", "It is starting, or restarting."],
+};
+
+// `answer` of /ready: {status, reason, message, retryAfterS}, or null when nobody answers.
+export function refusalTrouble(answer, settingsChanged) {
+  if (answer === null) return new Trouble("The server cannot be reached.", "It is stopped, or the network is down.");
+  if (answer.status === 503 || answer.status === 429) {
+    const [title, detail] = WHY_NOT_READY[answer.reason] ?? ["The server takes no new conversation now.", answer.message];
+    const again = answer.retryAfterS ? ` Try again in ${answer.retryAfterS} seconds.` : " Try again in a moment.";
+    return new Trouble(title, detail + again);
+  }
+  if (answer.status === 401 || answer.status === 403) return new Trouble("This server asks for a key.", "Open the page with the address you were given.");
+  if (settingsChanged) return new Trouble("The server refused the settings.", "Press Defaults under Settings, then start again.");
+  return new Trouble("The server did not take the conversation.", "The seat may have been taken a moment ago. Try again.");
+}
+
+// `said` is the last error message of the server's, a sentence for people.
+export function closeTrouble(code, reason, said) {
+  const detail = said || reason;
+  switch (code) {
+    case 1000:
+    case 1005:
+      return null; // an ordinary end
+    case 1007:
+      return new Trouble("The server could not understand the sound.", detail);
+    case 1008:
+      return new Trouble("The server ended the conversation.", detail || "It heard nothing for too long.");
+    case 1009:
+      return new Trouble("The server ended the conversation: a message was too large.", detail);
+    case 1011:
+      return new Trouble("This conversation failed on the server.", join(detail, "Others are not affected; start again."));
+    case 1012:
+      return new Trouble("The server is restarting.", join(detail, "Start again in a moment."));
+    case 1013:
+      return new Trouble("The server is full.", join(detail, "Try again in a moment."));
+    default:
+      return new Trouble("The connection to the server broke.", join(detail, "Start again."));
+  }
+}
+
+function join(detail, advice) {
+  if (!detail) return advice;
+  return /[.!?]$/.test(detail) ? `${detail} ${advice}` : `${detail}. ${advice}`;
+}
