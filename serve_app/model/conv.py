@@ -30,7 +30,7 @@ class ConvState:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TailState:
-    """What a transposed convolution still has to add to the next output: ``[slots + 1, C, kernel - stride]``."""
+    """What a transposed convolution still has to add to its next output: ``[slots + 1, C, stride]``."""
 
     tail: Tensor
 
@@ -90,41 +90,38 @@ class CausalConv(nn.Module):
 
 
 class CausalConvTranspose(nn.Module):
-    """Transposed convolution that trims on the right alone; ``depthwise`` has one filter per channel."""
+    """Transposed convolution, its kernel twice its stride, that trims on the right alone.
+
+    ``depthwise`` has one filter per channel.
+    """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        *,
-        stride: int,
-        bias: bool = True,
-        depthwise: bool = False,
+        self, in_channels: int, out_channels: int, stride: int, *, bias: bool = True, depthwise: bool = False
     ) -> None:
         super().__init__()
+        kernel = 2 * stride
         self.groups = in_channels if depthwise else 1
         inner = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, groups=self.groups, bias=bias)
-        _initialise(inner, in_channels // self.groups * kernel // stride)
+        _initialise(inner, 2 * in_channels // self.groups)
         self.convtr = nn.ModuleDict({"convtr": inner})
-        self.out_channels, self.stride, self.overlap = out_channels, stride, kernel - stride
+        self.out_channels, self.stride = out_channels, stride
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TailState:
         """Fresh state for ``slots`` slots and a scratch row."""
-        return TailState(torch.zeros(slots + 1, self.out_channels, self.overlap, device=device, dtype=dtype))
+        return TailState(torch.zeros(slots + 1, self.out_channels, self.stride, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """A whole sequence, ``[B, C, T]`` to ``[B, C', T * stride]``."""
         y = self._spread(x)
-        return self._add_bias(y[..., : y.shape[-1] - self.overlap])
+        return self._add_bias(y[..., : -self.stride])
 
     def step(self, x: Tensor, state: TailState, rows: Rows) -> Tensor:
         """The next T steps of each row, ``[R, C, T]`` to ``[R, C', T * stride]``."""
-        tail = state.tail.index_select(0, rows.slots)  # [R, C', K - S]
+        tail = state.tail.index_select(0, rows.slots)  # [R, C', S]
         y = self._spread(x)
-        y[..., : self.overlap] += tail
-        commit(state.tail, rows, y[..., -self.overlap :])
-        return self._add_bias(y[..., : -self.overlap])
+        y[..., : self.stride] += tail
+        commit(state.tail, rows, y[..., -self.stride :])
+        return self._add_bias(y[..., : -self.stride])
 
     @property
     def _inner(self) -> nn.ConvTranspose1d:
@@ -133,7 +130,7 @@ class CausalConvTranspose(nn.Module):
         return inner
 
     def _spread(self, x: Tensor) -> Tensor:
-        """The transposed convolution alone: ``[R, C', (T - 1) * stride + kernel]``, untrimmed, no bias."""
+        """The transposed convolution alone: ``[R, C', (T + 1) * stride]``, untrimmed, no bias."""
         return F.conv_transpose1d(x, self._inner.weight, None, stride=self.stride, groups=self.groups)
 
     def _add_bias(self, y: Tensor) -> Tensor:

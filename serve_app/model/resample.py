@@ -33,7 +33,7 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.convtr = CausalConvTranspose(dim, dim, 2 * stride, stride=stride, bias=False, depthwise=True)
+        self.convtr = CausalConvTranspose(dim, dim, stride, bias=False, depthwise=True)
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TailState:
         return self.convtr.init_state(slots, device, dtype)

@@ -121,7 +121,7 @@ def make_decoder(config: SeanetConfig) -> Seanet:
     width = config.n_filters * 2 ** len(config.ratios)
     layers: list[nn.Module] = [CausalConv(config.dimension, width, config.kernel)]
     for ratio in config.ratios:
-        layers += [nn.ELU(), CausalConvTranspose(width, width // 2, 2 * ratio, stride=ratio)]
+        layers += [nn.ELU(), CausalConvTranspose(width, width // 2, ratio)]
         width //= 2
         layers += _residuals(width, config)
     layers += [nn.ELU(), CausalConv(width, 1, config.last_kernel)]
