@@ -62,9 +62,9 @@ class EngineLoop:
                         self._engine.wait_for_others(window_s)
                 last_start_s = clock()
                 self._engine.tick()
-        except BaseException:
+        except Exception:
             # A fault of ours that tick does not contain: nothing here can be trusted, so everybody is told to go.
             logger.exception("the engine thread died")
             self._engine.shut(EngineLost(), healthy=False)
-            raise
-        self._engine.shut(EngineDraining())
+        else:
+            self._engine.shut(EngineDraining())
