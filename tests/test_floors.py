@@ -32,7 +32,7 @@ PACKAGES: Final = {
     "link": {"numpy"},
     "checkpoint": {"torch", "safetensors", "huggingface_hub", "sentencepiece"},
     "model": {"torch"},
-    "audio": {"sphn", "numpy"},
+    "audio": {"sphn", "av", "numpy"},
     "config": {"pydantic", "yaml"},
 }
 """Third parties that a room may import; a room that is not here imports the standard library alone."""

@@ -180,6 +180,10 @@ class PacketJoiner:
         self._part: bytes | None = None
         self._serial = 0
 
+    @property
+    def pending_bytes(self) -> int:
+        return len(self._part or b"")
+
     def push(self, page: Page) -> list[bytes]:
         pieces = list(page.pieces)
         packets: list[bytes] = []

@@ -16,7 +16,7 @@ from serve_app.audio.budget import Budget, error_budget
 from serve_app.audio.codec import PACKET_SAMPLES, Decoder, Encoder, PacketError
 from serve_app.audio.frames import FrameBuffer, Pcm
 from serve_app.audio.ogg import Flag, OggPager, PacketJoiner, Page, PageWriter
-from serve_app.audio.packet import HEAD, OPUS_RATE_HZ, TAGS, duration_samples, head_layout
+from serve_app.audio.packet import HEAD, OPUS_RATE_HZ, TAGS, duration_samples, head_streams
 from serve_app.audio.problems import AudioProblem, ProblemKind
 from serve_app.errors import AudioRefused
 from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
@@ -78,7 +78,7 @@ class OpusReceiver:
         self._joiner = PacketJoiner()
         self._decoder = Decoder()
         self._frames = FrameBuffer()
-        self._foreign: int | None = None
+        self._foreign: tuple[int, AudioProblem] | None = None
         self._dropped_samples = 0
         self.traffic = Traffic()
         self.counts: collections.Counter[ProblemKind] = collections.Counter()
@@ -138,33 +138,32 @@ class OpusReceiver:
         return packets, troubles
 
     def _packets(self, page: Page, troubles: list[AudioProblem]) -> list[bytes]:
-        """The audio packets of a page; header packets end here."""
+        """The sound packets of a page; header packets end here."""
         packets = self._joiner.push(page)
         if page.flags & Flag.FIRST and packets:
-            return self._begin(page.serial, packets, troubles)
-        if page.serial == self._foreign:
-            troubles.append(problems.foreign_codec(b""))
-            return []
-        if not page.pieces and not page.flags & Flag.LAST:
+            self._begin(page.serial, packets[0], troubles)
+            packets = packets[1:]
+        elif not page.pieces and not page.flags & Flag.LAST:
             troubles.append(problems.damaged("nothing in it"))
+        if self._foreign is not None and page.serial == self._foreign[0]:
+            troubles.append(self._foreign[1])
+            return []
         return [packet for packet in packets if not packet.startswith((HEAD, TAGS))]
 
-    def _begin(self, serial: int, packets: list[bytes], troubles: list[AudioProblem]) -> list[bytes]:
-        """A new logical stream: a fresh decoder if it is Opus that we can play, a shrug if it is not."""
-        head = packets[0]
-        self._foreign = serial
-        if not head.startswith(HEAD):
-            troubles.append(problems.foreign_codec(head))
-            return []
-        layout = head_layout(head)
-        if layout is None:
-            troubles.append(problems.damaged("the Opus header is cut or of an unknown version"))
-        elif layout[0] not in (1, 2) or layout[1] != 0:
-            troubles.append(problems.layout(*layout))
-            return []
-        self._foreign = None
+    def _begin(self, serial: int, head: bytes, troubles: list[AudioProblem]) -> None:
+        """A new logical stream: a fresh decoder, unless it clearly is what we cannot play.
+
+        A header that makes no sense deafens nobody: what follows is judged packet by packet.
+        """
         self._decoder = Decoder()
-        return [packet for packet in packets[1:] if not packet.startswith(TAGS)]
+        self._foreign = None
+        codec, streams = problems.codec_name(head), head_streams(head)
+        if codec is not None:
+            self._foreign = serial, problems.foreign_codec(codec)
+        elif not head.startswith(HEAD) or streams is None:
+            troubles.append(problems.damaged("the Opus header makes no sense"))
+        elif streams != 1:
+            self._foreign = serial, problems.layout(streams)
 
     def _trim(self, packets: collections.deque[tuple[bytes, int]]) -> int:
         """Drop the oldest until the rest may pass; the whole frames that it amounts to, the remainder carried over."""

@@ -36,8 +36,14 @@ def duration_samples(packet: bytes) -> int | None:
     return samples if 0 < samples <= MAX_PACKET_SAMPLES else None
 
 
-def head_layout(packet: bytes) -> tuple[int, int] | None:
-    """Channels and mapping family of an identification header; None where it is cut or of an unknown version."""
+def head_streams(packet: bytes) -> int | None:
+    """How many Opus streams an identification header announces; None where it is cut or contradicts itself.
+
+    One stream is mono or stereo and plays as it is; more is surround, whose packets only look like Opus.
+    """
     if len(packet) < 19 or packet[8] >> 4 != 0:
         return None
-    return packet[9], packet[18]
+    channels, family = packet[9], packet[18]
+    if family == 0:
+        return 1 if channels in (1, 2) else None
+    return packet[19] if len(packet) >= 21 + channels and packet[19] > 0 else None

@@ -55,16 +55,18 @@ def not_ogg(start: bytes) -> AudioProblem:
     return AudioProblem(ProblemKind.NOT_OGG, f"the audio is not Ogg; {_WANTED}")
 
 
-def foreign_codec(packet: bytes) -> AudioProblem:
-    """Name the codec by the first packet of an Ogg stream."""
-    name = next((name for magic, name in _CODECS if packet.startswith(magic)), "something else")
+def codec_name(packet: bytes) -> str | None:
+    """The codec that the first packet of an Ogg stream announces, where it is a known one that is not Opus."""
+    return next((name for magic, name in _CODECS if packet.startswith(magic)), None)
+
+
+def foreign_codec(name: str) -> AudioProblem:
     return AudioProblem(ProblemKind.FOREIGN_CODEC, f"the Ogg stream holds {name}, not Opus; {_WANTED}")
 
 
-def layout(channels: int, family: int) -> AudioProblem:
+def layout(streams: int) -> AudioProblem:
     return AudioProblem(
-        ProblemKind.LAYOUT,
-        f"Opus with {channels} channels in mapping family {family}; {_WANTED} (stereo is mixed down)",
+        ProblemKind.LAYOUT, f"surround sound of {streams} Opus streams; {_WANTED} (stereo is mixed down)"
     )
 
 
