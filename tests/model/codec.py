@@ -94,6 +94,20 @@ def random_codec(config: MimiConfig, seed: int = 0) -> Mimi:
         return Mimi(config).eval()
 
 
+def recorded_latents(reference: Any) -> list[Tensor]:
+    """A list that grows by what the reference quantises, call by call."""
+    latents: list[Tensor] = []
+    encode = reference.quantizer.encode
+
+    def record(latent: Tensor) -> Tensor:
+        latents.append(latent)
+        codes: Tensor = encode(latent)
+        return codes
+
+    reference.quantizer.encode = record
+    return latents
+
+
 class CodeComparison:
     """Counts codes that differ from the reference's, excusing near ties.
 

@@ -31,7 +31,7 @@ def test_a_convolution_gives_the_same_in_any_chunks(kernel: int, stride: int, di
     conv = _conv(kernel, stride, dilation)
     x = torch.randn(SLOTS, 4, sum(chunks) * stride)
     state = conv.init_state(SLOTS, CPU, torch.float32)
-    pieces = x.split([size * stride for size in chunks], dim=-1)
+    pieces = torch.split(x, [size * stride for size in chunks], dim=-1)
     streamed = torch.cat([conv.step(piece, state, all_rows(SLOTS)) for piece in pieces], dim=-1)
     assert streamed.shape == (SLOTS, 6, sum(chunks))
     torch.testing.assert_close(streamed, conv(x), atol=1e-5, rtol=1e-5)
@@ -52,7 +52,7 @@ def test_a_transposed_convolution_gives_the_same_in_any_chunks(stride: int, chun
     torch.nn.init.normal_(inner.bias)
     x = torch.randn(SLOTS, 4, sum(chunks))
     state = conv.init_state(SLOTS, CPU, torch.float32)
-    streamed = torch.cat([conv.step(piece, state, all_rows(SLOTS)) for piece in x.split(chunks, dim=-1)], dim=-1)
+    streamed = torch.cat([conv.step(piece, state, all_rows(SLOTS)) for piece in torch.split(x, chunks, dim=-1)], dim=-1)
     torch.testing.assert_close(streamed, conv(x), atol=1e-5, rtol=1e-5)
     whole = inner(x)[..., : sum(chunks) * stride]
     torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Streaming parity: one frame a call against the reference, in a batch, under masks, joins and resets, past the wrap."""
+"""Streaming parity: a frame a call against the reference, in a batch, under masks, joins and resets, past the wrap."""
 
 import dataclasses
 import random
@@ -11,7 +11,7 @@ from torch import Tensor
 from serve_app.model.mimi import MimiConfig
 from serve_app.model.state import Rows, reset
 from serve_app.units import FRAME_SAMPLES
-from tests.model.codec import CPU, DEEP, PCM_TOLERANCE, SMALL, CodeComparison, pair
+from tests.model.codec import CPU, DEEP, PCM_TOLERANCE, SMALL, CodeComparison, pair, recorded_latents
 
 BATCH = 4
 TICKS = 160
@@ -31,9 +31,7 @@ def test_codes_and_pcm_equal_the_reference_under_random_masks_joins_and_resets(c
     slots = torch.tensor([2, 0, 3, 1])  # a row is not its slot
     state = ours.init_state(BATCH, CPU, torch.float32)
     comparison = CodeComparison(reference)
-    latents: list[Tensor] = []
-    encode = reference.quantizer.encode
-    reference.quantizer.encode = lambda latent: (latents.append(latent), encode(latent))[1]
+    latents = recorded_latents(reference)
     steps, longest, worst, decoded = [0] * BATCH, [0] * BATCH, 0.0, 0
 
     with reference.streaming(BATCH):
@@ -83,7 +81,9 @@ def test_streaming_and_offline_part_ways_only_at_the_wrap() -> None:
     pcm = 0.3 * torch.randn(1, 1, FRAME_SAMPLES * frames, generator=torch.Generator().manual_seed(1))
     state = ours.init_state(1, CPU, torch.float32)
     rows = Rows(torch.tensor([0]), torch.tensor([True]), torch.tensor([0]))
-    streamed = torch.cat([ours.encode_step(frame, state, rows) for frame in pcm.split(FRAME_SAMPLES, dim=-1)], dim=-1)
+    streamed = torch.cat(
+        [ours.encode_step(frame, state, rows) for frame in torch.split(pcm, FRAME_SAMPLES, dim=-1)], dim=-1
+    )
     offline = ours.encode(pcm)
     assert torch.equal(streamed[..., :10], offline[..., :10])
     assert not torch.equal(streamed[..., 10:], offline[..., 10:])
