@@ -1,5 +1,6 @@
 """A small SentencePiece model with byte fallback, made on the spot."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -15,7 +16,13 @@ TEXT = [
 
 
 def write_tokenizer(path: Path, add_dummy_prefix: bool = True) -> Path:
-    """Train a unigram model with the published layout: 0 unknown, 1 and 2 control, 3 padding, then bytes."""
+    """Write a unigram model with the published layout: 0 unknown, 1 and 2 control, 3 padding, then bytes."""
+    path.write_bytes(_train(add_dummy_prefix))
+    return path
+
+
+@functools.cache
+def _train(add_dummy_prefix: bool) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(TEXT * 20),
@@ -27,5 +34,4 @@ def write_tokenizer(path: Path, add_dummy_prefix: bool = True) -> Path:
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    path.write_bytes(model.getvalue())
-    return path
+    return model.getvalue()
