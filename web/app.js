@@ -8,13 +8,15 @@ const FIGURES_EVERY_MS = 250;
 const STATUS = {
   idle: "Your browser will ask for the microphone. Headphones sound best.",
   opening: "Connecting…",
-  live: "Listening. Just speak; it hears you while it talks.",
+  live: "Just speak. It hears you while it talks.",
   ended: "Ended. Press the button to talk again.",
 };
 const LABEL = { idle: "Start talking", opening: "Cancel", live: "Stop", ended: "Talk again" };
 
 const at = (id) => document.getElementById(id);
 const form = at("settings");
+// The key of a server that asks for one: after the # of the page's address, which no server or log sees.
+const key = new URLSearchParams(location.hash.slice(1)).get("key");
 let conversation = null;
 
 // For tests and the curious: what the current conversation has counted.
@@ -55,6 +57,7 @@ function settings() {
     if (name !== "seed") parameters[name] = value;
     settingsChanged ||= value !== form.elements[name].defaultValue;
   }
+  if (key) parameters.auth_id = key;
   if (values.get("seed")) parameters.text_seed = parameters.audio_seed = values.get("seed");
   return { parameters, settingsChanged };
 }
