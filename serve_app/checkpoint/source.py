@@ -100,7 +100,7 @@ def download(repository: str, name: str, revision: str) -> Path:
         raise ConnectionError("not in the local cache, and the hub cannot be reached") from error
     except errors.EntryNotFoundError as error:
         raise FileNotFoundError(name) from error
-    except (errors.HTTPError, ValueError) as error:  # a broken transfer; a malformed repository name
+    except (errors.HTTPError, ValueError) as error:  # type: ignore[attr-defined]  # broken transfer; malformed name
         raise OSError(str(error)) from error
 
 

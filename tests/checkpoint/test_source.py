@@ -148,7 +148,7 @@ NO_PAGE: Final[Any] = NoPage()
         errors.GatedRepoError("ask first", response=NO_PAGE),
         errors.HFValidationError("malformed"),
         errors.OfflineModeIsEnabled("offline"),
-        errors.HTTPError("cut off"),
+        errors.HTTPError("cut off"),  # type: ignore[attr-defined]
         TimeoutError("slow"),
     ],
     ids=lambda failure: type(failure).__name__,
