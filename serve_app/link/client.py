@@ -34,7 +34,6 @@ class EngineLink:
         self.dropped_frames = 0
         self._channels: dict[Key, Channel] = {}
         self._welcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._gone = asyncio.Event()
         self.pipe = Pipe(receive=self._receive, report=self._report, lost=self._lost, session_bytes=session_bytes)
 
     @classmethod
@@ -65,7 +64,7 @@ class EngineLink:
     @property
     def lost(self) -> bool:
         """Whether the connection is gone; such a link never comes back, connect anew."""
-        return self._gone.is_set()
+        return self.pipe.gone.is_set()
 
     async def attach(self, grant: Grant, *, timeout_s: float = ATTACH_S) -> Channel:
         """Open the granted slot and wait until it is primed.
@@ -92,7 +91,7 @@ class EngineLink:
     async def close(self) -> None:
         """Close the connection; every channel that is left ends with EngineLost."""
         self.pipe.close()
-        await self._gone.wait()
+        await self.pipe.gone.wait()
 
     async def __aenter__(self) -> Self:
         return self
@@ -125,7 +124,6 @@ class EngineLink:
             channel.deliver(dropped)
 
     def _lost(self, error: LinkError | None) -> None:
-        self._gone.set()
         if not self._welcome.done():
             self._welcome.set_exception(error if error is not None else EngineLost())
         channels, self._channels = self._channels, {}

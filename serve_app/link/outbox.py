@@ -75,6 +75,12 @@ class Outbox:
                     self._lanes[key] = lane  # at the end of the line
         return b"".join(chunks), lost
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What all sessions hold together."""
+        with self._lock:
+            return sum(lane.size_bytes for lane in self._lanes.values())
+
     def close(self) -> None:
         """Forget everything; what is put from now on vanishes."""
         with self._lock:

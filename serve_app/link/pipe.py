@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, cast
 
 from serve_app.errors import LinkError
 from serve_app.link.codec import Decoder, encode
@@ -39,6 +39,7 @@ class Pipe(asyncio.Protocol):
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._receive, self._report, self._lost = receive, report, lost
+        self.gone = asyncio.Event()
         self._decoder = Decoder()
         self._outbox = Outbox(session_bytes)
         self._transport: asyncio.Transport | None = None
@@ -53,6 +54,11 @@ class Pipe(asyncio.Protocol):
             self._scheduled = True  # a race costs one more wake-up and loses none: flush clears it before it takes
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to write to
                 self._loop.call_soon_threadsafe(self._flush)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What waits in the outbox because the peer reads too slowly."""
+        return self._outbox.waiting_bytes
 
     def say(self, message: Hello | Welcome) -> None:
         """Write at once. On the loop."""
@@ -84,9 +90,9 @@ class Pipe(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set the socket up."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_BYTES)
+        # uvloop's transports, which Ray's replicas get, have asyncio's methods but not its base class.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BYTES)
         peer = transport.get_extra_info("socket")
         if peer is not None:
             _set_options(peer)
@@ -112,6 +118,7 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Drop what waits and tell the owner."""
         self._outbox.close()
+        self.gone.set()
         self._lost(self._error)
 
 

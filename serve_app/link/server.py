@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from serve_app.errors import LinkError
 from serve_app.link.messages import VERSION, Attach, Detach, Dropped, Frame, Hello, Key, Message, Welcome
 from serve_app.link.pipe import HELLO_S, SESSION_BYTES, Pipe
 from serve_app.link.port import Address, EnginePort, Grant, GrantBook, Holdings
+
+CLOSE_S: Final = 1.0  # how long a closing server waits for gateways to read what it still has to say
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +120,21 @@ class LinkServer:
         self._grants.revoke(Key(slot, generation))
 
     async def close(self) -> None:
-        """Stop listening, close every connection and free what they held."""
-        if self._listener is not None:
-            self._listener.close()
-            for connection in list(self.connections):
-                connection.pipe.close()
-            await self._listener.wait_closed()
+        """Stop listening, write what waits, close every connection and free what they held."""
+        if self._listener is None:
+            return
+        self._listener.close()
+        connections = list(self.connections)
+        for connection in connections:
+            connection.pipe.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                for connection in connections:
+                    await connection.pipe.gone.wait()
+        except TimeoutError:  # a gateway that does not read
+            for connection in connections:
+                connection.pipe.abort()
+        await self._listener.wait_closed()
 
     async def __aenter__(self) -> Self:
         return self
