@@ -22,7 +22,11 @@ def chat_url(url: str, sampling: Sampling | None = None) -> str:
     Raises:
         ParameterRefused: no host, or another scheme.
     """
-    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"ws://{url}")
+        _ = parts.port  # read to be checked
+    except ValueError as error:
+        raise ParameterRefused("url", url, str(error)) from error
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is None:
         raise ParameterRefused("url", url, "must start with ws://, wss://, http:// or https://")

@@ -88,7 +88,7 @@ class EchoServer:
         if path == "/ready":
             return _response(self.refusal or Refusal(200, '{"ready": true}', {}))
         if path == "/info":
-            return _response(Refusal(200, json.dumps({"model": self.model, "slots": {"used": 1, "free": 15}}), {}))
+            return _response(Refusal(200, json.dumps({"model": self.model, "slots_used": 1, "slots_free": 15}), {}))
         return self._file("index.html" if path == "/" else path.lstrip("/"))
 
     def _file(self, name: str) -> Response:
