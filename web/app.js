@@ -123,12 +123,12 @@ async function refreshInfo() {
   if (seats !== null) at("seats").textContent = seats.free > 0 ? `${seats.free} of ${seats.all} seats free` : "full";
 }
 
+// A folder's path is no name for people: its last part is.
 function modelName({ model }) {
-  return typeof model === "string" ? model : model?.name ?? "";
+  return typeof model === "string" ? model.split("/").filter(Boolean).at(-1) ?? "" : "";
 }
 
-function freeSeats({ slots }) {
-  const { used, free } = slots ?? {};
+function freeSeats({ slots_used: used, slots_free: free }) {
   return Number.isInteger(used) && Number.isInteger(free) ? { free, all: used + free } : null;
 }
 

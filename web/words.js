@@ -43,9 +43,8 @@ export function refusalTrouble(answer, settingsChanged) {
     const again = answer.retryAfterS ? ` Try again in ${answer.retryAfterS} seconds.` : " Try again in a moment.";
     return new Trouble(title, detail + again);
   }
-  if (answer.status === 401 || answer.status === 403) return new Trouble("This server asks for a key.", "Open the page with the address you were given.");
   if (settingsChanged) return new Trouble("The server refused the settings.", "Press Defaults under Settings, then start again.");
-  return new Trouble("The server did not take the conversation.", "The seat may have been taken a moment ago. Try again.");
+  return new Trouble("The server did not take the conversation.", "Someone may have been faster: try again. If this server asks for a key, put #key=… at the end of the page's address.");
 }
 
 // `said` is the last error message of the server's, a sentence for people.
