@@ -75,8 +75,8 @@ class KvRing:
 
         Graph-safe: allocates per call, rebinds nothing. Always spans the ring; its cost is R x C, not the length.
         """
-        keys = self.keys.index_select(0, rows.slots).transpose(1, 2)  # [R, H, C, D]
-        values = self.values.index_select(0, rows.slots).transpose(1, 2)
+        keys = rows.read(self.keys).transpose(1, 2)  # [R, H, C, D]
+        values = rows.read(self.values).transpose(1, 2)
         return attend_masked(query, keys, values, window.visible)
 
 

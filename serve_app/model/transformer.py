@@ -215,7 +215,7 @@ class Transformer(nn.Module):
     def step(self, x: Tensor, state: TransformerState, rows: Rows) -> Tensor:
         """The next T steps of each row, ``[R, T, dim]`` in and out; T may not exceed the context."""
         steps = x.shape[1]
-        offset = state.offset.index_select(0, rows.slots)  # [R]
+        offset = rows.read(state.offset)  # [R]
         window = Window.at(offset, steps, self.config.context, rows)
         rotation = self._rotation(offset, steps)
         y = self._embed_position(x, offset)

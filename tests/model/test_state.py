@@ -83,3 +83,11 @@ def test_masking_rows_twice_executes_their_intersection() -> None:
     rows = Rows.of(torch.tensor([2, 0, 1]), torch.tensor([True, False, True]), SLOTS)
     both = rows.masked(torch.tensor([True, True, False]), SLOTS)
     assert both.write.tolist() == [2, SLOTS, SLOTS]
+
+
+def test_a_run_of_slots_reads_the_same_as_its_indices() -> None:
+    store, index = torch.randn(SLOTS + 1, 3), torch.arange(1, 4)
+    every = torch.ones(3, dtype=torch.bool)
+    run = Rows.of(index, every, SLOTS, run=1)
+    assert torch.equal(run.read(store), Rows.of(index, every, SLOTS).read(store))
+    assert torch.equal(run.masked(every, SLOTS).read(store), store[1:4])
