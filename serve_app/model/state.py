@@ -44,7 +44,7 @@ class Rows:
         return Rows.of(self.slots, self.exec_mask & mask, scratch, self.run)
 
     def read(self, store: Tensor) -> Tensor:
-        """What the rows hold in ``store``, ``[slots + 1, ...]`` to ``[R, ...]``. Maybe a view: use it before a commit."""
+        """What the rows hold of a ``[slots + 1, ...]`` store: ``[R, ...]``, maybe a view: use it before a commit."""
         if self.run is None:
             return store.index_select(0, self.slots)
         return store.narrow(0, self.run, self.slots.shape[0])
