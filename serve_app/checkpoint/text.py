@@ -43,11 +43,19 @@ class TextPieces:
         Raises:
             CheckpointError: the file is missing or is no SentencePiece model.
         """
+        try:
+            return cls.of(path.read_bytes(), str(path), silent)
+        except OSError as error:
+            raise CheckpointError(str(path), [f"cannot be read: {error}"]) from error
+
+    @classmethod
+    def of(cls, model: bytes, where: str, silent: Sequence[int] = SILENT_TOKENS) -> "TextPieces":
+        """The same from the bytes of a model; ``where`` names it in errors."""
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.LoadFromSerializedProto(path.read_bytes())
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(str(path.parent), [f"{path.name}: no SentencePiece model: {error}"]) from error
+            processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise CheckpointError(where, [f"no SentencePiece model: {error}"]) from error
         sounds = [_sound(processor, token) for token in range(processor.GetPieceSize())]
         for token in silent:
             if token < len(sounds):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.checkpoint.duplex import load_duplex
+from serve_app.checkpoint.duplex import default_sampling, load_duplex
 from serve_app.checkpoint.weights import load_into, on_meta
 from serve_app.errors import CheckpointError, NotBuilt
 from serve_app.model.duplex import Duplex
 from serve_app.model.state import all_rows
+from serve_app.spec import Sampling
 from tests.checkpoint.folders import Draft, Weights, draft, respell, stack_sets
 from tests.oracle import Config
 
@@ -261,3 +262,19 @@ def test_loaded_weights_outlive_their_file(pristine: Draft, tmp_path: Path) -> N
     file = tmp_path / "folder" / "model.safetensors"
     file.write_bytes(bytes(file.stat().st_size))
     assert_holds(duplex, pristine)
+
+
+def test_sampling_defaults_are_those_the_model_was_published_with(spoiled: Draft, tmp_path: Path) -> None:
+    spoiled.config["lm_gen_config"] = {"temp": 0.6, "temp_text": 0.5, "top_k": 100, "top_k_text": 20}
+    told = default_sampling(spoiled.resolved(tmp_path / "folder").layout)
+    assert told == Sampling(audio_temperature=0.6, text_temperature=0.5, audio_top_k=100, text_top_k=20)
+
+
+def test_sampling_defaults_are_ours_where_the_model_says_nothing(pristine: Draft, tmp_path: Path) -> None:
+    assert default_sampling(pristine.resolved(tmp_path / "folder").layout) == Sampling()
+
+
+def test_a_sampling_default_that_is_no_number_is_refused_by_its_name(spoiled: Draft, tmp_path: Path) -> None:
+    spoiled.config["lm_gen_config"] = {"temp": "warm"}
+    with pytest.raises(CheckpointError, match="audio_temperature is not a number"):
+        default_sampling(spoiled.resolved(tmp_path / "folder").layout)

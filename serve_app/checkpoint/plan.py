@@ -1,0 +1,181 @@
+"""What a checkpoint costs in memory, worked out on the meta device: nothing is loaded, not even from disk."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from serve_app.checkpoint.duplex import build_on_meta, read_shapes
+from serve_app.checkpoint.source import CheckpointSource, Layout, read_layout
+from serve_app.config import CheckpointSettings, read_config
+from serve_app.errors import ChorusError, ConfigError
+from serve_app.model.state import state_bytes_per_slot
+
+META: Final = torch.device("meta")
+SPARE_SHARE: Final = 0.1
+"""Of the memory: activations of a tick, captured graphs, the allocator's rounding, the driver."""
+GIB: Final = 1 << 30
+CONFIG_SUFFIXES: Final = (".yaml", ".yml")
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Memory of one engine, in bytes.
+
+    Attributes:
+        codec_weights, lm_weights: of the modules, tables that loading derives included.
+        codec_state, lm_state: of one slot.
+        parameters: of codec and language model together.
+        context: steps that the language model's attention sees.
+    """
+
+    codec_weights: int
+    lm_weights: int
+    codec_state: int
+    lm_state: int
+    parameters: int
+    context: int
+
+    @property
+    def weights(self) -> int:
+        return self.codec_weights + self.lm_weights
+
+    @property
+    def state(self) -> int:
+        """Of one slot."""
+        return self.codec_state + self.lm_state
+
+    def needs(self, slots: int) -> int:
+        """Bytes that ``slots`` slots, the scratch row and the weights take."""
+        return self.weights + (slots + 1) * self.state
+
+    def fits(self, memory_bytes: int) -> int:
+        """Slots that fit beside the weights and the scratch row, with a tenth of the memory to spare."""
+        room = int(memory_bytes * (1 - SPARE_SHARE)) - self.weights
+        return max(room // self.state - 1, 0)
+
+    def require(self, slots: int, memory_bytes: int) -> None:
+        """Refuse more slots than fit.
+
+        Raises:
+            ConfigError: names the number that fits.
+        """
+        fitting = self.fits(memory_bytes)
+        if slots > fitting:
+            raise ConfigError("slots", f"{slots} were asked for, {fitting} fit in {_size(memory_bytes)}")
+
+
+def plan(layout: Layout, dtype: torch.dtype, context: int | None = None) -> Plan:
+    """Work out the memory that a checkpoint needs.
+
+    Args:
+        layout: from `source.read_layout`; its weights need not be here.
+        dtype: of the language model's weights and state.
+        context: as `duplex.read_shapes`.
+
+    Raises:
+        NotBuilt, CheckpointError: as `duplex.read_shapes`.
+    """
+    duplex = build_on_meta(*read_shapes(layout, context))
+    state = duplex.init_state(1, META, dtype)
+    return Plan(
+        codec_weights=_bytes(duplex.mimi, torch.float32),
+        lm_weights=_bytes(duplex.lm, dtype),
+        codec_state=state_bytes_per_slot(state.mimi),
+        lm_state=state_bytes_per_slot(state.lm),
+        parameters=sum(parameter.numel() for parameter in duplex.parameters()),
+        context=duplex.lm.config.context,
+    )
+
+
+def source_of(settings: CheckpointSettings) -> CheckpointSource:
+    """The checkpoint that a deployment names.
+
+    Raises:
+        CheckpointError: as `CheckpointSource`.
+    """
+    folder = None if settings.folder is None else Path(settings.folder)
+    return CheckpointSource(folder=folder, repository=settings.repository, revision=settings.revision)
+
+
+def device_memory(device: str) -> int | None:
+    """Bytes of a device of this machine; None where there is no such device."""
+    if not device.startswith("cuda"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``serve_app plan``. Returns the exit status; an error that we know is one line on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        for line in describe(options):
+            print(line)  # noqa: T201
+    except ChorusError as error:
+        print(f"serve_app plan: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def describe(options: argparse.Namespace) -> Iterator[str]:
+    """Lines of the answer.
+
+    Raises:
+        ConfigError, CheckpointError: the deployment or the checkpoint cannot be read.
+    """
+    if options.target.suffix in CONFIG_SUFFIXES:
+        engine = read_config(options.target).engine
+        if engine.checkpoint is None:
+            raise ConfigError(str(options.target), "has no checkpoint, so there is nothing to plan")
+        source, device, slots = source_of(engine.checkpoint), engine.device, options.slots or engine.slots
+        dtype, context = options.dtype or engine.dtype, options.context or engine.context
+    else:
+        source, device, slots = CheckpointSource(folder=options.target), "cpu", options.slots or 1
+        dtype, context = options.dtype or "float32", options.context
+    made = plan(read_layout(source), DTYPES[dtype], context)
+    memory = device_memory(device) if options.memory_gib is None else int(options.memory_gib * GIB)
+
+    yield f"checkpoint        {source}"
+    yield f"parameters        {made.parameters / 1e6:,.1f} M"
+    parts = f"codec {_size(made.codec_weights)} in float32, language model {_size(made.lm_weights)} in {dtype}"
+    yield f"weights           {_size(made.weights)}: {parts}"
+    parts = (
+        f"codec {_size(made.codec_state)}, language model {_size(made.lm_state)} for a context of {made.context} steps"
+    )
+    yield f"state per slot    {_size(made.state)}: {parts}"
+    yield f"{slots:<4d} slots need   {_size(made.needs(slots))}, scratch row included"
+    if memory is None:
+        yield f"slots that fit    unknown: no {device} device here; give --memory-gib"
+    else:
+        yield f"slots that fit    {made.fits(memory)} in {_size(memory)}, a tenth of it kept free"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="serve_app plan", description="Say what fits, without loading anything.")
+    parser.add_argument("target", type=Path, help="a deployment such as configs/prod.yaml, or a checkpoint's folder")
+    parser.add_argument("--memory-gib", type=float, help="of the device; else what this machine has")
+    parser.add_argument("--slots", type=int, help="in place of the deployment's")
+    parser.add_argument("--context", type=int, help="steps that attention sees, at most the checkpoint's")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the language model")
+    return parser
+
+
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / (1 << 20):,.2f} MiB"
