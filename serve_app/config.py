@@ -1,0 +1,279 @@
+"""What a deployment is made of, read once from YAML and frozen.
+
+The file is Ray Serve's own format with two applications, so that ``serve run FILE`` and ``serve_app up FILE`` read the
+same words. Ray checks its part loosely and knows nothing of ours; here every key is known or nothing starts.
+Defaults are safe, local and small. This is also the one place that reads the environment.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeVar
+
+import pydantic
+import yaml
+
+from serve_app.errors import ConfigError
+
+KEY_VARIABLE: Final = "CHORUS_KEY"
+HA_PROXY_VARIABLE: Final = "RAY_SERVE_ENABLE_HA_PROXY"
+ENGINE_APPLICATION: Final = "engine"
+GATEWAY_APPLICATION: Final = "gateway"
+MIN_KEY_CHARACTERS: Final = 16
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(pydantic.BaseModel):
+    """A frozen group of keys; an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class CheckpointSettings(Settings):
+    """Where the weights are: a local folder, or a hub repository at a pinned revision.
+
+    Attributes:
+        folder: in Kyutai's layout. A relative one is sought from the working directory, then beside the package.
+        repository: ``owner/name`` on the hub.
+        revision: the commit; required with a repository, because a branch moves.
+    """
+
+    folder: str | None = None
+    repository: str | None = None
+    revision: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.folder is None) == (self.repository is None):
+            raise ValueError("give either folder, or repository and revision")
+        if (self.repository is None) != (self.revision is None):
+            raise ValueError("repository and revision belong together")
+        return self
+
+
+class LinkSettings(Settings):
+    """Where engines listen for gateways.
+
+    Attributes:
+        host: ``None`` is loopback; ``node`` is the address of the Ray node, for gateways on other nodes.
+        first_port, last_port: range to choose from; 0 lets the kernel choose.
+    """
+
+    host: str | None = None
+    first_port: int = pydantic.Field(0, ge=0, le=65_535)
+    last_port: int = pydantic.Field(0, ge=0, le=65_535)
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.first_port > self.last_port:
+            raise ValueError("first_port is above last_port")
+        return self
+
+
+class EngineSettings(Settings):
+    """Args of the application ``engine``.
+
+    Attributes:
+        slots: conversations per engine; also the deployment's ``max_ongoing_requests``.
+        engines: replicas, one per GPU.
+        runner: ``model``, or ``passthrough``: each frame comes back as it went in, to test and measure the path.
+        checkpoint: which weights; ``None`` with ``passthrough``.
+        device: ``cpu`` or ``cuda``.
+        dtype: of the language model's weights and state.
+        context: steps that attention sees; ``None`` is the checkpoint's own.
+        threads: of torch within one engine; ``None`` leaves torch its choice.
+        num_gpus, num_cpus: what Ray reserves for one engine.
+        attach_s: a lease that no gateway attaches to is freed after this.
+        alarm_s, exit_s: a tick that takes longer is logged; much longer, and the process exits for Serve to replace.
+        link: where engines listen.
+    """
+
+    slots: int = pydantic.Field(4, ge=1, le=1024)
+    engines: int = pydantic.Field(1, ge=1, le=256)
+    runner: Literal["model", "passthrough"] = "model"
+    checkpoint: CheckpointSettings | None = None
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    context: int | None = pydantic.Field(None, ge=1)
+    threads: int | None = pydantic.Field(None, ge=1, le=256)
+    num_gpus: float = pydantic.Field(0, ge=0)
+    num_cpus: float = pydantic.Field(0, ge=0)
+    attach_s: float = pydantic.Field(2.0, gt=0, le=60)
+    alarm_s: float = pydantic.Field(1.0, gt=0)
+    exit_s: float = pydantic.Field(5.0, gt=0)
+    link: LinkSettings = LinkSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _runner_has_its_weights(self) -> Self:
+        if self.runner == "model" and self.checkpoint is None:
+            raise ValueError("runner model needs a checkpoint")
+        if self.runner == "passthrough" and self.checkpoint is not None:
+            raise ValueError("runner passthrough takes no checkpoint")
+        if self.exit_s < self.alarm_s:
+            raise ValueError("exit_s is below alarm_s")
+        return self
+
+
+class GatewaySettings(Settings):
+    """Args of the application ``gateway``.
+
+    Attributes:
+        replicas: gateway processes.
+        origins: web origins besides the page's own host and loopback that may open a conversation, such as
+            ``https://example.org``.
+        grant_wait_s: how long an engine may take to answer before the visitor is told that the server is full.
+        silence_s: no audio for this long ends the session.
+        opened_s: the engine must have primed the slot within this.
+        drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
+            Ray takes it from the environment.
+    """
+
+    replicas: int = pydantic.Field(1, ge=1, le=256)
+    origins: tuple[str, ...] = ()
+    grant_wait_s: float = pydantic.Field(0.1, gt=0, le=5)
+    silence_s: float = pydantic.Field(10.0, gt=0, le=600)
+    opened_s: float = pydantic.Field(10.0, gt=0, le=600)
+    drain_s: float = pydantic.Field(0.0, ge=0)
+
+
+class HttpSettings(Settings):
+    """Ray's ``http_options``, with our defaults: loopback."""
+
+    host: str = "127.0.0.1"
+    port: int = pydantic.Field(8998, ge=0, le=65_535)
+    root_path: str = ""
+    request_timeout_s: None = None  # a conversation is one request: a limit here would cut it
+    keep_alive_timeout_s: int = pydantic.Field(90, ge=1)
+
+    @property
+    def loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+class ApplicationSettings(Settings):
+    """One entry of Ray's ``applications``."""
+
+    name: Literal["engine", "gateway"]
+    route_prefix: str | None = None
+    import_path: str
+    args: dict[str, Any] = {}
+    runtime_env: dict[str, Any] = {}
+
+
+class ServeSettings(Settings):
+    """A whole file: Ray's keys that we use, and our two applications."""
+
+    proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
+    http_options: HttpSettings = HttpSettings()
+    logging_config: dict[str, Any] | None = None
+    applications: tuple[ApplicationSettings, ...]
+
+    @pydantic.model_validator(mode="after")
+    def _both_applications(self) -> Self:
+        names = sorted(application.name for application in self.applications)
+        if names != [ENGINE_APPLICATION, GATEWAY_APPLICATION]:
+            raise ValueError(f"needs the applications engine and gateway, once each; has {', '.join(names) or 'none'}")
+        return self
+
+    def args(self, name: str) -> dict[str, Any]:
+        """The args of one application as written."""
+        return next(application.args for application in self.applications if application.name == name)
+
+
+class Config(pydantic.BaseModel):
+    """A checked file: Ray's part and both applications' args."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    path: Path
+    serve: ServeSettings
+    engine: EngineSettings
+    gateway: GatewaySettings
+
+
+def read_config(path: Path) -> Config:
+    """Read and check a deployment file.
+
+    Raises:
+        ConfigError: cannot be read, no YAML, or a key is unknown, missing or out of range; names the file and the key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), f"is not YAML: {error}") from error
+    serve = checked(ServeSettings, content, str(path))
+    where = f"{path}: applications.{{}}.args"
+    return Config(
+        path=path,
+        serve=serve,
+        engine=checked(EngineSettings, serve.args(ENGINE_APPLICATION), where.format(ENGINE_APPLICATION)),
+        gateway=checked(GatewaySettings, serve.args(GATEWAY_APPLICATION), where.format(GATEWAY_APPLICATION)),
+    )
+
+
+def checked(kind: type[SettingsT], content: object, where: str) -> SettingsT:
+    """Validate what YAML gave.
+
+    Raises:
+        ConfigError: every problem, each with its key.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(where, "must be a mapping of keys to values")
+    try:
+        return kind.model_validate(dict(content))
+    except pydantic.ValidationError as error:
+        problems = [f"{_key(problem['loc'])}: {_why(problem)}" for problem in error.errors(include_url=False)]
+        raise ConfigError(where, "; ".join(problems)) from None
+
+
+def access_key() -> str | None:
+    """The key that clients must present, from the environment; ``None`` when there is none.
+
+    Raises:
+        ConfigError: shorter than 16 characters.
+    """
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is not None and len(key) < MIN_KEY_CHARACTERS:
+        raise ConfigError(KEY_VARIABLE, f"must have at least {MIN_KEY_CHARACTERS} characters")
+    return key
+
+
+def require_key_beyond_loopback(host: str) -> None:
+    """Refuse to listen where others can reach us without a key.
+
+    Raises:
+        ConfigError: the host is not loopback and no key is set.
+    """
+    if not is_loopback(host) and access_key() is None:
+        raise ConfigError("http_options.host", f"{host} is not loopback: set a key in {KEY_VARIABLE} first")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address only reaches this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_mode() -> Literal["haproxy", "python"]:
+    """Which proxy Ray Serve was started with in this process."""
+    return "haproxy" if os.environ.get(HA_PROXY_VARIABLE) == "1" else "python"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "file"
+
+
+def _why(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown key"
+    if problem["type"] == "missing":
+        return "missing"
+    return str(problem["msg"]).removeprefix("Value error, ")

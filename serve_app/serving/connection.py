@@ -1,0 +1,251 @@
+"""One WebSocket: what it says goes to the session, what the session says goes to it.
+
+Three tasks live as long as the connection: one drains the socket, one speaks, one minds the silence. Whichever ends
+first ends it. The socket is always drained, because nothing below holds a sender back, and nothing waits in a queue
+of ours: what comes too fast is dropped and counted by the receiver, what leaves too slowly by the channel.
+"""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, assert_never
+
+from serve_app.audio.budget import audio_budget
+from serve_app.audio.opus import OpusReceiver, OpusSender, Received
+from serve_app.checkpoint.text import TextStream
+from serve_app.errors import ChorusError, PeerSilent, SessionFault
+from serve_app.link.channel import Channel
+from serve_app.link.messages import Dropped, Ended, Output
+from serve_app.wire.chat import ChatServer, ChatState
+from serve_app.wire.events import Audio, Control, Discarded, EarlyAudio, Metadata, Ping
+
+GOODBYE_S: Final = 1.0
+"""How long the last words may take: the peer may be gone."""
+LOOK_S: Final = 0.5
+DROP_REPORT_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Socket(Protocol):
+    """What a connection needs of a WebSocket; Starlette's is one."""
+
+    async def receive(self) -> Any:
+        """The next ASGI message."""
+        ...
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send one binary message."""
+        ...
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> None:
+        """Send a close frame."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """How a connection ended, for its log line and the meter.
+
+    Attributes:
+        cause: ``client`` when the client left, else the error's reason.
+    """
+
+    cause: str
+    duration_s: float
+    frames_in: int
+    frames_out: int
+    dropped: int
+    discarded: int
+
+
+class ClientLeftError(Exception):
+    """The other side closed or vanished. Not a fault."""
+
+
+class Connection:
+    """Pumps one WebSocket. Belongs to one event loop; its sender and receiver are its own.
+
+    Args:
+        socket: accepted.
+        attach: opens the session's slot; its channel ends the session when closed.
+        text: turns tokens into text; None where the model writes none.
+        clock: monotonic seconds.
+        silence_s: no audio for so long ends it.
+    """
+
+    def __init__(
+        self,
+        socket: Socket,
+        attach: Callable[[], Coroutine[Any, Any, Channel]],
+        text: TextStream | None,
+        clock: Callable[[], float],
+        *,
+        silence_s: float,
+    ) -> None:
+        self._socket = socket
+        self._attach = attach
+        self._text = text
+        self._clock = clock
+        self._silence_s = silence_s
+        self._chat = ChatServer(clock)
+        self.receiver = OpusReceiver(audio_budget(), clock)
+        self.sender = OpusSender()
+        self._channel: Channel | None = None
+        self._began_s = clock()
+        self._heard_s = self._began_s
+        self._told_drops_s = float("-inf")
+        self._drops: collections.Counter[str] = collections.Counter()
+        self._dropped = 0
+        self._frames_in = 0
+        self._frames_out = 0
+
+    async def run(self) -> Ending:
+        """Live until one side ends it. Raises CancelledError alone: what went wrong is told to the peer and logged."""
+        cause = "client"
+        try:
+            await self._first_of(self._listen(), self._speak(), self._mind_silence())
+            await self._close(1000, "ended")
+        except ClientLeftError:
+            self._chat.close()
+        except ChorusError as error:
+            cause = error.reason
+            await self._goodbye(error)
+        except asyncio.CancelledError:
+            self._chat.close()
+            raise
+        except Exception:
+            logger.exception("a connection failed")
+            cause = SessionFault.reason
+            await self._goodbye(SessionFault("the connection failed"))
+        return self._ending(cause)
+
+    async def _first_of(self, *lives: Coroutine[Any, Any, None]) -> None:
+        """Run all until the first ends, end the others, and raise what it raised."""
+        tasks = [asyncio.create_task(life) for life in lives]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise ClientLeftError
+            content = message.get("bytes")
+            for event in self._chat.receive(content if content is not None else message.get("text") or ""):
+                await self._hear(event)
+
+    async def _hear(self, event: Audio | EarlyAudio | Control | Metadata | Ping | Discarded) -> None:
+        match event:
+            case Audio(payload):
+                self._heard_s = self._clock()
+                await self._take(self.receiver.feed(payload))
+            case EarlyAudio(payload):
+                self._heard_s = self._clock()
+                await self._take(self.receiver.skip(payload))
+            case Control() | Metadata() | Ping() | Discarded():
+                pass  # nothing that we do yet
+            case _:
+                assert_never(event)
+
+    async def _take(self, received: Received) -> None:
+        for problem in received.problems:
+            await self._socket.send_bytes(self._chat.error(str(problem)))
+        if received.dropped_frames:
+            self._note_drops("too_fast", received.dropped_frames)
+        for frame in received.frames:
+            assert self._channel is not None, "nothing is decoded before the handshake"
+            self._channel.send(self._frames_in, frame)
+            self._frames_in += 1
+        await self._tell_drops()
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    async def _speak(self) -> None:
+        self._channel = channel = await self._attach()
+        await self._socket.send_bytes(self._chat.handshake())
+        self._heard_s = self._clock()
+        async for event in channel.events():
+            match event:
+                case Output():
+                    await self._say(event)
+                case Dropped(_, frames, cause):
+                    self._note_drops(cause, frames)
+                    await self._tell_drops()
+                case Ended():
+                    if event.error is not None:
+                        raise event.error
+                    return
+                case _:
+                    assert_never(event)
+
+    async def _say(self, output: Output) -> None:
+        if output.pcm is None:
+            return
+        await self._socket.send_bytes(self._chat.audio(self.sender.encode(output.pcm)))
+        self._frames_out += 1
+        piece = self._text.push(output.text_token) if self._text is not None else ""
+        if piece:
+            await self._socket.send_bytes(self._chat.text(piece))
+
+    def _note_drops(self, cause: str, frames: int) -> None:
+        self._drops[cause] += frames
+        self._dropped += frames
+
+    async def _tell_drops(self) -> None:
+        """Report drops at most once a second."""
+        now_s = self._clock()
+        if not self._drops or now_s - self._told_drops_s < DROP_REPORT_S:
+            return
+        self._told_drops_s = now_s
+        drops, self._drops = self._drops, collections.Counter()
+        await self._socket.send_bytes(self._chat.metadata({"type": "dropped", "frames": dict(drops)}))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _mind_silence(self) -> None:
+        while True:
+            await asyncio.sleep(min(LOOK_S, self._silence_s))
+            silent_s = self._clock() - self._heard_s
+            if self._chat.state is ChatState.LIVE and silent_s >= self._silence_s:
+                raise PeerSilent(self._silence_s)
+            await self._tell_drops()
+
+    async def _goodbye(self, error: ChorusError) -> None:
+        """Say why in words, then close with the code. The peer may be gone already."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._socket.send_bytes(self._chat.error(error.public()))
+        await self._close(error.close_code, error.reason)
+
+    async def _close(self, code: int, reason: str) -> None:
+        self._chat.close()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._socket.close(code, reason)
+
+    def _ending(self, cause: str) -> Ending:
+        return Ending(
+            cause=cause,
+            duration_s=self._clock() - self._began_s,
+            frames_in=self._frames_in,
+            frames_out=self._frames_out,
+            dropped=self._dropped,
+            discarded=sum(self._chat.discarded.values()),
+        )
+
+    @property
+    def ending(self) -> Ending:
+        """How it stands now, for a handler that is cancelled."""
+        return self._ending("aborted")

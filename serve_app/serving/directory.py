@@ -1,0 +1,96 @@
+"""Which engines live, what they are and how busy: told by them once a second, asked by every gateway once a second.
+
+Gateways never ask an engine itself: every call on an engine's handle takes one of its slots.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Final
+
+EXPIRY_S: Final = 5.0
+HEARTBEAT_S: Final = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCard:
+    """What one engine says about itself. Plain values: it crosses processes.
+
+    Attributes:
+        engine: name of the replica.
+        address: where its link listens.
+        slots, used: seats in all, and those leased or live.
+        draining, healthy: whether it takes new sessions, and whether its loop works.
+        model, device, dtype: what it runs.
+        state_bytes_per_slot: memory of one conversation.
+        process_bytes: resident memory of the engine's process.
+        dep_q: codes the model says per step; 0 where there is none.
+        codebook_bits: bits of one code.
+        stage_ms: stage to (p50, p99) over the last ticks.
+        rows_per_tick: mean over the last ticks.
+        versions: package to version.
+        text_model: digest of the text model, "" where there is none; ask the directory for its bytes.
+        counters: name to count since the start.
+    """
+
+    engine: str
+    address: str
+    slots: int
+    used: int
+    draining: bool
+    healthy: bool
+    model: str
+    device: str
+    dtype: str
+    state_bytes_per_slot: int
+    process_bytes: int
+    dep_q: int
+    codebook_bits: int
+    stage_ms: Mapping[str, tuple[float, float]]
+    rows_per_tick: float
+    versions: Mapping[str, str]
+    text_model: str
+    counters: Mapping[str, int]
+
+    @property
+    def free(self) -> int:
+        """Seats that a new session may get now."""
+        return 0 if self.draining or not self.healthy else self.slots - self.used
+
+
+class Directory:
+    """The last word of every engine; an entry that is not renewed is forgotten.
+
+    Args:
+        clock: monotonic seconds.
+        expiry_s: how long an entry lives.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, expiry_s: float = EXPIRY_S) -> None:
+        self._clock = clock
+        self._expiry_s = expiry_s
+        self._cards: dict[str, tuple[float, EngineCard]] = {}
+        self._text_models: dict[str, bytes] = {}
+        self._closing = False
+
+    def report(self, card: EngineCard) -> bool:
+        """Take an engine's card. Returns whether the engine shall drain, because the whole deployment goes down."""
+        self._cards[card.engine] = (self._clock(), card)
+        return self._closing
+
+    def offer_text_model(self, digest: str, content: bytes) -> None:
+        """Keep the bytes of a text model for gateways."""
+        self._text_models[digest] = content
+
+    def text_model(self, digest: str) -> bytes | None:
+        """The bytes of a text model; None when no engine has offered it yet."""
+        return self._text_models.get(digest)
+
+    def engines(self) -> list[EngineCard]:
+        """The cards of those that live."""
+        oldest_s = self._clock() - self._expiry_s
+        self._cards = {name: entry for name, entry in self._cards.items() if entry[0] >= oldest_s}
+        return [card for _, card in self._cards.values()]
+
+    def close(self) -> None:
+        """Tell every engine, at its next report, to drain."""
+        self._closing = True

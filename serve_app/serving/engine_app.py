@@ -1,0 +1,71 @@
+"""The application ``engine``: a tiny directory above the engines.
+
+The directory is the root because an application's root cannot have a router of its own in HAProxy mode, and because
+it answers questions about engines without taking their slots.
+"""
+
+import time
+from typing import Any, Final
+
+from ray import serve
+from ray.serve import Application
+
+from serve_app.config import EngineSettings, checked
+from serve_app.serving.directory import Directory, EngineCard
+from serve_app.serving.engine_replica import EngineReplica
+from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
+
+UNBOUNDED_REQUESTS: Final = 10_000
+"""Far above what is ever asked: over its limit Ray lets callers hang, and we refuse by ourselves."""
+SHUTDOWN_S: Final = 5.0
+HEALTH_PERIOD_S: Final = 2.0
+HEALTH_TIMEOUT_S: Final = 5.0
+
+
+class EngineDirectory:
+    """The directory as a replica."""
+
+    def __init__(self, engines: object) -> None:
+        self._directory = Directory(time.monotonic)
+
+    async def report(self, card: EngineCard) -> bool:
+        """An engine leaves its card; returns whether it shall drain."""
+        return self._directory.report(card)
+
+    async def engines(self) -> list[EngineCard]:
+        """The cards of those that live."""
+        return self._directory.engines()
+
+    async def offer_text_model(self, digest: str, content: bytes) -> None:
+        """An engine leaves its text model."""
+        self._directory.offer_text_model(digest, content)
+
+    async def text_model(self, digest: str) -> bytes | None:
+        """A gateway asks for a text model."""
+        return self._directory.text_model(digest)
+
+    async def close(self) -> None:
+        """Everything goes down: tell the engines to end their sessions."""
+        self._directory.close()
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Build the application from its args (`EngineSettings`). Raises ConfigError."""
+    settings = checked(EngineSettings, args, "application engine: args")
+    engine = serve.deployment(
+        name=ENGINE_DEPLOYMENT,
+        num_replicas=settings.engines,
+        max_ongoing_requests=settings.slots,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+    )(EngineReplica)
+    directory = serve.deployment(
+        name=DIRECTORY_DEPLOYMENT,
+        num_replicas=1,
+        max_ongoing_requests=UNBOUNDED_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+    )(EngineDirectory)
+    return directory.bind(engine.bind(settings.model_dump()))

@@ -1,0 +1,93 @@
+"""The engine behind the link's seam: keys for leases, messages for events, and word of every session's end."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.engine import events
+from serve_app.engine.engine import Engine
+from serve_app.engine.slots import Lease
+from serve_app.link import messages
+from serve_app.link.messages import Key
+from serve_app.units import Generation, Slot
+
+
+class EngineOverLink:
+    """An ``EnginePort`` over an ``Engine``.
+
+    Args:
+        engine: shared with its loop's thread.
+        opened: told of every session that is opened, on the link's loop.
+        ended: told of every session that ended, on the engine thread; must not block.
+    """
+
+    def __init__(self, engine: Engine, opened: Callable[[Key], None], ended: Callable[[Key], None]) -> None:
+        self._engine = engine
+        self._opened = opened
+        self._ended = ended
+
+    def open(self, key: Key, sink: messages.Sink) -> None:
+        """Open the leased slot. Raises StaleLease."""
+        self._engine.open(lease_of(key), _Translator(sink, self._ended))
+        self._opened(key)
+
+    def push(self, key: Key, number: int, pcm: npt.NDArray[np.float32]) -> None:
+        """Queue a frame, ``float32[1920]``."""
+        self._engine.push(lease_of(key), number, pcm)
+
+    def close(self, key: Key) -> None:
+        """End the session. Idempotent."""
+        self._engine.close(lease_of(key))
+
+
+def lease_of(key: Key) -> Lease:
+    """The engine's name for a session."""
+    return Lease(Slot(key.slot), Generation(key.generation))
+
+
+def key_of(lease: Lease) -> Key:
+    """The link's name for a session."""
+    return Key(lease.slot, lease.generation)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Translator:
+    """The engine's sink for one connection; equal to all others of that connection, so that they are called as one."""
+
+    sink: messages.Sink
+    ended: Callable[[Key], None] = dataclasses.field(compare=False)
+
+    def __call__(self, happened: Sequence[events.Event]) -> None:
+        self.sink([message_of(event) for event in happened])
+        for event in happened:
+            if isinstance(event, events.Ended):
+                self.ended(key_of(event.lease))
+
+
+def message_of(event: events.Event) -> messages.Downward:
+    """One event as the link says it."""
+    key = key_of(event.lease)
+    match event:
+        case events.Stepped():
+            return messages.Output(
+                key,
+                number=event.number,
+                step=event.step,
+                text_token=event.text_token,
+                ready_s=event.ready_s,
+                started_s=event.started_s,
+                done_s=event.done_s,
+                codes=event.codes,
+                pcm=event.pcm,
+            )
+        case events.Opened():
+            return messages.Opened(key)
+        case events.Dropped():
+            return messages.Dropped(key, event.frames, event.cause.value)
+        case events.Ended():
+            return messages.Ended.of(key, event.error)
+        case _:
+            assert_never(event)

@@ -1,0 +1,140 @@
+"""One engine as a Serve replica: its loop, its link, its lease desk, its heartbeat and its watchdog."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from serve_app.config import EngineSettings
+from serve_app.engine.engine import Engine
+from serve_app.engine.limits import Limits
+from serve_app.engine.loop import EngineLoop
+from serve_app.errors import EngineLost
+from serve_app.observability.logs import log_to_stderr
+from serve_app.serving.directory import HEARTBEAT_S, EngineCard
+from serve_app.serving.lease_desk import Answer, LeaseDesk
+from serve_app.serving.process import package_versions, resident_bytes
+from serve_app.serving.ray_calls import DirectoryHandle, node_address
+from serve_app.serving.runners import make_runner
+from serve_app.serving.watchdog import Watchdog
+from serve_app.spec import SessionSpec
+
+REPORT_S: Final = 3.0
+"""Bound of one report to the directory."""
+STOP_S: Final = 2.0
+PACKAGES: Final = ("chorus-serve", "torch", "ray", "numpy")
+
+logger = logging.getLogger(__name__)
+
+
+class EngineReplica:
+    """The deployment ``Engine``. Its only public call is ``lease``: each one that is open is one slot in use."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
+        log_to_stderr()
+        self._settings = EngineSettings.model_validate(settings)
+        self._name = secrets.token_hex(4)
+        made = await asyncio.to_thread(make_runner, self._settings)
+        self._text_model, self._codebook_bits = made.text_model, made.codebook_bits
+        self._about = made.runner.describe()
+        self._engine = Engine(made.runner, limits=Limits(unopened_s=2 * self._settings.attach_s), clock=time.monotonic)
+        self._loop = EngineLoop(self._engine)
+        self._watchdog = Watchdog(
+            lambda: self._engine.busy_since,
+            time.monotonic,
+            alarm_s=self._settings.alarm_s,
+            exit_s=self._settings.exit_s,
+            leave=lambda: os._exit(70),
+        )
+        self._desk = LeaseDesk(self._engine, attach_s=self._settings.attach_s)
+        self._server = await self._desk.listen(self._host(), self._ports())
+        self._directory = DirectoryHandle()
+        self._loop.start()
+        self._watchdog.start()
+        self._heartbeat = asyncio.create_task(self._beat())
+
+    async def lease(self, spec: SessionSpec) -> AsyncIterator[Answer]:
+        """Hold a slot while the caller listens; the first answer is the grant or the refusal."""
+        async for answer in self._desk.lease(spec):
+            yield answer
+
+    def check_health(self) -> None:
+        """Serve asks; raises when the loop is dead or a step hangs."""
+        busy_since = self._engine.busy_since
+        stuck = busy_since is not None and time.monotonic() - busy_since > self._settings.exit_s
+        if stuck or not self._loop.alive or not self._engine.healthy:
+            raise EngineLost
+
+    async def __del__(self) -> None:
+        """Serve calls it when the replica goes: everybody is told 1012 by the link before it closes."""
+        self._heartbeat.cancel()
+        self._watchdog.stop()
+        await asyncio.to_thread(self._loop.stop, STOP_S)
+        await self._server.close()
+
+    async def _beat(self) -> None:
+        offered = False
+        while True:
+            try:
+                async with asyncio.timeout(REPORT_S):
+                    if self._text_model and not offered:
+                        await self._directory.offer_text_model(self._digest, self._text_model)
+                        offered = True
+                    if await self._directory.report(self.card()) and not self._engine.drained:
+                        await self._leave()
+            except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
+                logger.debug("the directory does not answer: %r", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _leave(self) -> None:
+        """The whole deployment goes down: no new sessions, and those that are there are told."""
+        self._engine.drain()
+        await asyncio.to_thread(self._loop.stop, STOP_S)
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(self._text_model).hexdigest() if self._text_model else ""
+
+    def card(self) -> EngineCard:
+        """What the directory is told."""
+        stats = self._engine.stats()
+        return EngineCard(
+            engine=self._name,
+            address=f"{self._server.address.host}:{self._server.address.port}",
+            slots=stats.slots,
+            used=stats.slots - stats.free,
+            draining=stats.draining,
+            healthy=stats.healthy and self._loop.alive,
+            model=self._about.model,
+            device=self._about.device,
+            dtype=self._about.dtype,
+            state_bytes_per_slot=self._about.state_bytes_per_slot,
+            process_bytes=resident_bytes(),
+            dep_q=self._about.dep_q,
+            codebook_bits=self._codebook_bits,
+            stage_ms={stage: (spent.p50_ms, spent.p99_ms) for stage, spent in stats.stage_ms.items()},
+            rows_per_tick=stats.rows_per_tick,
+            versions=package_versions(PACKAGES),
+            text_model=self._digest,
+            counters={
+                "ticks": stats.ticks,
+                "steps": stats.steps,
+                "overruns": stats.overruns,
+                "underruns": stats.underruns,
+                "stale_frames": stats.stale_frames,
+                "expired_leases": stats.expired,
+                **{f"dropped_{cause}": count for cause, count in stats.dropped_frames.items()},
+                **{f"ended_{reason}": count for reason, count in stats.ended.items()},
+            },
+        )
+
+    def _host(self) -> str:
+        host = self._settings.link.host
+        return "127.0.0.1" if host is None else node_address() if host == "node" else host
+
+    def _ports(self) -> range:
+        return range(self._settings.link.first_port, self._settings.link.last_port + 1)

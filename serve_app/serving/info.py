@@ -1,0 +1,67 @@
+"""The body of ``/info``."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from serve_app.serving.directory import EngineCard
+from serve_app.serving.meter import Meter
+from serve_app.serving.process import package_versions, resident_bytes
+from serve_app.units import FRAME_RATE_HZ, RAW_AUDIO_KBPS
+
+STAGES: Final = ("encode", "lm", "depformer", "decode")
+PACKAGES: Final = ("chorus-serve", "ray", "fastapi")
+
+
+def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str) -> dict[str, Any]:
+    """Everything that a person who runs this wants to see at one glance; bit rates are per conversation."""
+    first = engines[0] if engines else None
+    return {
+        "model": first.model if first else None,
+        "proxy_mode": proxy,
+        "slots": sum(card.slots for card in engines),
+        "slots_used": sum(card.used for card in engines),
+        "slots_free": sum(card.free for card in engines),
+        "state_bytes_per_slot": first.state_bytes_per_slot if first else None,
+        "bit_rate": _bit_rates(first, meter),
+        "versions": package_versions(PACKAGES),
+        "gateway": {
+            "conversations": meter.conversations,
+            "ended": dict(meter.endings),
+            "refused": dict(meter.refusals),
+            "process_bytes": resident_bytes(),
+        },
+        "engines": [_engine(card) for card in engines],
+    }
+
+
+def _bit_rates(card: EngineCard | None, meter: Meter) -> dict[str, Any]:
+    tokens_kbps = card.dep_q * card.codebook_bits * FRAME_RATE_HZ / 1_000 if card else 0.0
+    return {
+        "raw_kbps": RAW_AUDIO_KBPS,
+        "opus_in_kbps": round(meter.opus_in.kbps, 2),
+        "opus_out_kbps": round(meter.opus_out.kbps, 2),
+        "tokens_kbps": round(tokens_kbps, 3),
+        "raw_to_tokens": round(RAW_AUDIO_KBPS / tokens_kbps, 1) if tokens_kbps else None,
+    }
+
+
+def _engine(card: EngineCard) -> dict[str, Any]:
+    return {
+        "engine": card.engine,
+        "model": card.model,
+        "device": card.device,
+        "dtype": card.dtype,
+        "slots": card.slots,
+        "slots_used": card.used,
+        "draining": card.draining,
+        "healthy": card.healthy,
+        "state_bytes_per_slot": card.state_bytes_per_slot,
+        "process_bytes": card.process_bytes,
+        "rows_per_tick": round(card.rows_per_tick, 2),
+        "stage_ms": {
+            stage: {"p50": round(p50_ms, 3), "p99": round(p99_ms, 3)}
+            for stage, (p50_ms, p99_ms) in card.stage_ms.items()
+        },
+        "counters": dict(card.counters),
+        "versions": dict(card.versions),
+    }

@@ -1,0 +1,213 @@
+"""Starts Ray, both applications and the proxy with one command, and ends all of it with one Ctrl-C.
+
+``serve run FILE`` starts the same applications; what it cannot do is set the environment that Ray Serve reads while it
+is imported, and with it the fast proxy. Everything here that writes to the environment does so before Ray is imported.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from serve_app.config import Config, is_loopback, require_key_beyond_loopback
+from serve_app.serving.descendants import Descendants
+from serve_app.serving.environment import environment, free_port, haproxy_works
+
+OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
+"""Frames never travel through Ray's object store; this is about the least that it accepts."""
+POLL_S: Final = 0.2
+START_S: Final = 1_800.0
+"""The 7B weights have to be fetched and loaded in this."""
+FAREWELL_S: Final = 2.0
+STOP_SERVE_S: Final = 4.0
+STOP_RAY_S: Final = 3.0
+"""With the farewell below ten seconds in all."""
+
+
+class Launcher:
+    """One deployment on a Ray of its own, on this machine.
+
+    Args:
+        config: what to start.
+        port: in place of the file's.
+        say: prints a line for the person who started it.
+    """
+
+    def __init__(self, config: Config, port: int | None, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._http = config.serve.http_options
+        self._wanted = self._http.port if port is None else port
+        self._say = say
+        self._children = Descendants(os.getpid())
+        self.port = 0
+
+    def run(self) -> int:
+        """Start, wait for a signal, stop. Returns the exit status.
+
+        Raises:
+            ConfigError: the configuration cannot be served as it stands.
+        """
+        require_key_beyond_loopback(self._http.host)
+        self.port = free_port(self._http.host, self._wanted)
+        if self._wanted and self.port != self._wanted:
+            self._say(f"port {self._wanted} is taken, using {self.port}")
+        _on_signals(_interrupt)
+        try:
+            return self._serve()
+        except KeyboardInterrupt:
+            self._say("stopping")
+            return 0
+        finally:
+            _on_signals(signal.SIG_IGN)
+            self._stop()
+
+    def _serve(self) -> int:
+        haproxy = haproxy_works()
+        ports = (free_port("127.0.0.1", 0), free_port("127.0.0.1", 0))
+        os.environ.update(environment(haproxy=haproxy, drain_s=self._config.gateway.drain_s, ports=ports))
+        self._start_ray()
+        problem = self._deploy() or self._wait_until_ready()
+        if problem is not None:
+            self._say(f"cannot start: {problem}")
+            return 1
+        name = "localhost" if is_loopback(self._http.host) else self._http.host
+        self._say(f"http://{name}:{self.port}")
+        while True:
+            signal.pause()
+
+    def _start_ray(self) -> None:
+        import ray
+
+        engine = self._config.engine
+        ray.init(
+            address="local",
+            namespace="serve",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            # Ray starts an idle worker for each CPU that it is told of, and ours reserve none.
+            num_cpus=max(1, math.ceil(engine.engines * engine.num_cpus)),
+            logging_level=logging.ERROR,
+            log_to_driver=True,
+            _node_ip_address="127.0.0.1",
+        )
+        _on_signals(_interrupt)  # Ray has just put its own handler in place
+
+    def _deploy(self) -> str | None:
+        """Start both applications. Returns why it failed."""
+        from ray import serve
+
+        from serve_app.serving import engine_app, gateway_app
+
+        builders = {"engine": engine_app.build, "gateway": gateway_app.build}
+        settings = self._config.serve
+        serve.start(
+            proxy_location=settings.proxy_location,
+            http_options={**self._http.model_dump(), "port": self.port},
+            logging_config=settings.logging_config,
+        )
+        targets = [
+            serve.RunTarget(
+                target=builders[application.name](application.args),
+                name=application.name,
+                route_prefix=application.route_prefix,
+                logging_config=settings.logging_config,
+            )
+            for application in settings.applications
+        ]
+        try:
+            serve.run_many(targets, wait_for_applications_running=False)
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+    def _wait_until_ready(self) -> str | None:
+        """Wait for the first conversation to be possible. Returns why it never will be."""
+        from ray import serve
+
+        host = self._http.host if self._http.host not in ("0.0.0.0", "::") else "127.0.0.1"
+        address = f"http://[{host}]:{self.port}/ready" if ":" in host else f"http://{host}:{self.port}/ready"
+        deadline_s = time.monotonic() + START_S
+        while time.monotonic() < deadline_s:
+            if _answers(address):
+                return None
+            for name, application in serve.status().applications.items():
+                if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    return f"application {name}: {_first_cause(application)}"
+            time.sleep(POLL_S)
+        return f"not ready after {START_S:g} s"
+
+    def _stop(self) -> None:
+        """End everything within ten seconds, whatever state it is in. Nothing that we started survives."""
+        self._children.look()
+        _bounded(_say_farewell, FAREWELL_S)
+        self._children.look()
+        _bounded(_stop_serve, STOP_SERVE_S)
+        _bounded(_stop_ray, STOP_RAY_S)
+        self._children.kill()
+
+
+def _say_farewell() -> None:
+    """Let the engines tell everybody that the server goes."""
+    from ray import serve
+
+    from serve_app.serving.directory import HEARTBEAT_S
+    from serve_app.serving.ray_calls import close_directory
+
+    if any(application.deployments for application in serve.status().applications.values()):
+        close_directory()
+        time.sleep(HEARTBEAT_S)
+
+
+def _stop_serve() -> None:
+    from ray import serve
+
+    serve.shutdown()
+
+
+def _stop_ray() -> None:
+    import ray
+
+    end: Any = ray.shutdown  # Ray has not typed it
+    end()
+
+
+def _bounded(work: Callable[[], None], limit_s: float) -> None:
+    """Run something of Ray's that may hang or raise; what it leaves behind is killed afterwards."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:  # what urllib raises, refusals included
+        return False
+
+
+def _first_cause(application: Any) -> str:
+    """The end of the longest message: Ray puts the trace of the replica's error there."""
+    messages = [str(application.message), *(str(deployment.message) for deployment in application.deployments.values())]
+    return max(messages, key=len)

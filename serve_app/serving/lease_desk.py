@@ -1,0 +1,109 @@
+"""Slots given out for as long as a call stays open."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+from serve_app.engine.engine import Engine
+from serve_app.engine.slots import Lease
+from serve_app.errors import ChorusError, EngineFull
+from serve_app.link.messages import Key
+from serve_app.link.port import Grant
+from serve_app.link.server import LinkServer
+from serve_app.serving.engine_port import EngineOverLink, key_of
+from serve_app.spec import SessionSpec
+
+CHANGEOVER_S: Final = 0.08
+"""A slot is given back at the end of a tick, a little after its lease is over: so long a newcomer waits for one."""
+
+logger = logging.getLogger(__name__)
+
+Answer = Grant | ChorusError
+"""What a call for a slot yields first, and last."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Held:
+    """A slot that is given out."""
+
+    attached: asyncio.Event
+    over: asyncio.Event
+
+
+class LeaseDesk:
+    """Grants slots and takes them back. Belongs to one event loop; word of ends comes from the engine thread.
+
+    Args:
+        engine: whose slots.
+        attach_s: a slot that no gateway attaches to within this is taken back.
+    """
+
+    def __init__(self, engine: Engine, *, attach_s: float) -> None:
+        self._engine = engine
+        self._attach_s = attach_s
+        self._loop = asyncio.get_running_loop()
+        self._held: dict[Key, _Held] = {}
+        self._freed = asyncio.Event()
+        self._server: LinkServer | None = None
+
+    async def listen(self, host: str, ports: range) -> LinkServer:
+        """Start the link server that honours the grants. Raises LinkError when no port is free."""
+        port = EngineOverLink(self._engine, self._on_attached, self._told_of_end)
+        self._server = await LinkServer.start(port, host, ports)
+        return self._server
+
+    async def lease(self, spec: SessionSpec) -> AsyncIterator[Answer]:
+        """Hold a slot while the caller iterates: yields one grant, ends with the session. Closing it frees the slot.
+
+        A refusal is yielded and not raised, because Ray logs a trace for what is raised.
+        """
+        assert self._server is not None, "listen first"
+        try:
+            lease = await self._acquire(spec)
+        except ChorusError as error:
+            yield error
+            return
+        key = key_of(lease)
+        held = self._held[key] = _Held(asyncio.Event(), asyncio.Event())
+        try:
+            yield self._server.grant(lease.slot, lease.generation)
+            await self._wait(key, held)
+        finally:
+            del self._held[key]
+            self._server.revoke(lease.slot, lease.generation)
+            self._engine.close(lease)
+            self._freed.set()
+
+    async def _acquire(self, spec: SessionSpec) -> Lease:
+        try:
+            return self._engine.acquire(spec)
+        except EngineFull:
+            self._freed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._freed.wait(), CHANGEOVER_S)
+        return self._engine.acquire(spec)
+
+    async def _wait(self, key: Key, held: _Held) -> None:
+        try:
+            await asyncio.wait_for(held.attached.wait(), self._attach_s)
+        except TimeoutError:
+            logger.warning("nobody attached to slot=%d generation=%d in %g s", key.slot, key.generation, self._attach_s)
+            return
+        await held.over.wait()
+
+    def _on_attached(self, key: Key) -> None:
+        held = self._held.get(key)
+        if held is not None:
+            held.attached.set()
+
+    def _told_of_end(self, key: Key) -> None:
+        self._loop.call_soon_threadsafe(self._on_end, key)
+
+    def _on_end(self, key: Key) -> None:
+        self._freed.set()
+        held = self._held.get(key)
+        if held is not None:
+            held.over.set()

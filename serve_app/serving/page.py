@@ -1,0 +1,13 @@
+"""Where the page's files are: inside an installed package, or beside it in a checkout."""
+
+from pathlib import Path
+
+PACKAGE: Path = Path(__file__).parents[1]
+
+
+def page_folder() -> Path | None:
+    """The folder with ``index.html``; None where there is none."""
+    for folder in (PACKAGE / "web", PACKAGE.parent / "web"):
+        if (folder / "index.html").is_file():
+            return folder
+    return None

@@ -1,0 +1,77 @@
+"""Every call over Ray, typed: the one place that knows Ray Serve's handles."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, cast
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from serve_app.config import ENGINE_APPLICATION
+from serve_app.errors import ChorusError
+from serve_app.link.port import Grant
+from serve_app.serving.directory import EngineCard
+from serve_app.spec import SessionSpec
+
+ENGINE_DEPLOYMENT: Final = "Engine"
+DIRECTORY_DEPLOYMENT: Final = "EngineDirectory"
+
+
+class DirectoryHandle:
+    """The directory of this cluster. Each call is one round trip; raises what Ray raises."""
+
+    def __init__(self) -> None:
+        self._handle = serve.get_deployment_handle(DIRECTORY_DEPLOYMENT, app_name=ENGINE_APPLICATION)
+
+    async def engines(self) -> list[EngineCard]:
+        """The cards of the engines that live."""
+        return cast(list[EngineCard], await self._handle.engines.remote())
+
+    async def report(self, card: EngineCard) -> bool:
+        """Leave a card. Returns whether the engine shall drain."""
+        return bool(await self._handle.report.remote(card))
+
+    async def offer_text_model(self, digest: str, content: bytes) -> None:
+        """Leave the bytes of a text model."""
+        await self._handle.offer_text_model.remote(digest, content)
+
+    async def text_model(self, digest: str) -> bytes | None:
+        """The bytes of a text model."""
+        return cast(bytes | None, await self._handle.text_model.remote(digest))
+
+
+class LeaseHandle:
+    """Calls for slots. Ray picks an engine that has one."""
+
+    def __init__(self) -> None:
+        self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(
+            ENGINE_DEPLOYMENT, app_name=ENGINE_APPLICATION
+        ).options(stream=True)
+
+    async def call(self, spec: SessionSpec) -> AsyncGenerator[Grant | ChorusError, None]:
+        """Hold a slot for as long as this is iterated or closed; start it in a context of its own.
+
+        A call belongs to the request in whose context it is made and would be cancelled with it.
+        """
+        response = cast("DeploymentResponseGenerator[Any]", self._handle.lease.remote(spec))
+        try:
+            async for answer in response:
+                yield answer
+        finally:
+            _cancel(response)
+
+
+def _cancel(response: Any) -> None:
+    response.cancel()
+
+
+def close_directory() -> None:
+    """Tell every engine to end its sessions. Blocks for the answer; not for use on an event loop."""
+    handle = serve.get_deployment_handle(DIRECTORY_DEPLOYMENT, app_name=ENGINE_APPLICATION)
+    handle.close.remote().result(timeout_s=1.0)
+
+
+def node_address() -> str:
+    """The address of this Ray node, as other nodes reach it."""
+    address: Callable[[], str] = ray.util.get_node_ip_address
+    return address()

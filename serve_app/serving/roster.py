@@ -1,0 +1,86 @@
+"""What a gateway knows of its engines: polled in the background, read without waiting."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from serve_app.errors import EngineDraining, EngineFull, EngineLost
+from serve_app.serving.directory import HEARTBEAT_S, EngineCard
+
+STALE_S: Final = 6.0
+"""Without news for longer than this the gateway knows nothing."""
+
+logger = logging.getLogger(__name__)
+
+
+class DirectoryClient(Protocol):
+    """How the gateway asks the directory; over Ray in the real thing."""
+
+    def engines(self) -> Awaitable[list[EngineCard]]:
+        """The cards of the engines that live."""
+        ...
+
+    def text_model(self, digest: str) -> Awaitable[bytes | None]:
+        """The bytes of a text model."""
+        ...
+
+
+class Roster:
+    """The engines as of a second ago.
+
+    Args:
+        directory: whom to ask.
+        clock: monotonic seconds.
+        warm: called once, when the first engine is seen, before the gateway calls itself ready.
+    """
+
+    def __init__(
+        self,
+        directory: DirectoryClient,
+        clock: Callable[[], float],
+        warm: Callable[[Sequence[EngineCard]], Awaitable[None]],
+    ) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._warm = warm
+        self._warmed = False
+        self._engines: Sequence[EngineCard] = ()
+        self._told_s = float("-inf")
+
+    @property
+    def engines(self) -> Sequence[EngineCard]:
+        """Those that live; none when the news is stale."""
+        return self._engines if self._clock() - self._told_s <= STALE_S else ()
+
+    def obstacle(self) -> EngineLost | EngineDraining | EngineFull | None:
+        """Why a conversation cannot start now; None when it can."""
+        engines = self.engines
+        if not engines or not self._warmed or not any(card.healthy for card in engines):
+            return EngineLost()
+        if all(card.draining for card in engines):
+            return EngineDraining()
+        if not any(card.free for card in engines):
+            return EngineFull(sum(card.slots for card in engines))
+        return None
+
+    async def refresh(self) -> None:
+        """Ask once. Raises whatever the directory's client raises."""
+        engines = await self._directory.engines()
+        if engines and not self._warmed:
+            await self._warm(engines)
+            self._warmed = True
+        self._engines, self._told_s = tuple(engines), self._clock()
+
+    async def watch(self) -> None:
+        """Ask for ever, once a heartbeat."""
+        while True:
+            try:
+                await asyncio.wait_for(self.refresh(), EXCHANGE_S)
+            except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while an application comes or goes
+                logger.debug("the directory does not answer: %r", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+EXCHANGE_S: Final = 10.0
+"""Bound of one question to the directory, the warming included."""

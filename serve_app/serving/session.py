@@ -1,0 +1,122 @@
+"""One conversation at the gateway: the lease and the link channel. It knows no WebSocket and may outlive one."""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import AsyncGenerator, Callable
+
+from serve_app.errors import ChorusError, EngineFull, EngineLost
+from serve_app.link.channel import Channel
+from serve_app.link.client import EngineLink
+from serve_app.link.port import Address, Grant
+from serve_app.spec import SessionSpec
+
+CallForSlot = Callable[[SessionSpec], AsyncGenerator[Grant | ChorusError, None]]
+"""Yields a grant or a refusal, and then holds the slot until it is closed."""
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLinks:
+    """One connection per engine, made when first needed and made anew when lost. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._links: dict[Address, EngineLink] = {}
+        self._locks: dict[Address, asyncio.Lock] = {}
+
+    async def to(self, address: Address) -> EngineLink:
+        """The connection to an engine. Raises EngineLost and LinkError."""
+        async with self._locks.setdefault(address, asyncio.Lock()):
+            link = self._links.get(address)
+            if link is None or link.lost:
+                self._forget_lost()
+                # In a context of its own: the connection serves many requests and belongs to none.
+                connecting = asyncio.create_task(EngineLink.connect(address), context=contextvars.Context())
+                link = self._links[address] = await connecting
+            return link
+
+    def _forget_lost(self) -> None:
+        self._links = {address: link for address, link in self._links.items() if not link.lost}
+
+    async def close(self) -> None:
+        """Close every connection; the engines free what they held."""
+        links, self._links = self._links, {}
+        for link in links.values():
+            await link.close()
+
+
+class Session:
+    """A slot somewhere, held until ``close``.
+
+    Args:
+        call: asks an engine for a slot.
+        links: this gateway's connections.
+        spec: the question.
+    """
+
+    def __init__(self, call: CallForSlot, links: EngineLinks, spec: SessionSpec) -> None:
+        self._call = call
+        self._links = links
+        self._spec = spec
+        self._holder: asyncio.Task[None] | None = None
+        self._grant: Grant | None = None
+        self._channel: Channel | None = None
+
+    async def lease(self, wait_s: float) -> Grant:
+        """Get a slot.
+
+        Raises:
+            EngineFull: no engine answered in time: all are busy.
+            EngineDraining, EngineLost: an engine refused, or none could be asked.
+        """
+        granted: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        # A fresh context: Ray would end a call made inside a request together with that request.
+        self._holder = asyncio.create_task(self._hold(granted), context=contextvars.Context())
+        try:
+            self._grant = await asyncio.wait_for(granted, wait_s)
+        except TimeoutError:
+            await self.close()
+            raise EngineFull(0) from None
+        except BaseException:
+            await self.close()
+            raise
+        return self._grant
+
+    async def attach(self, timeout_s: float) -> Channel:
+        """Open the leased slot over the link and wait until it is primed.
+
+        Raises:
+            EngineLost, EngineDraining, StaleLease, LinkError, SessionFault.
+        """
+        assert self._grant is not None, "lease first"
+        link = await self._links.to(self._grant.address)
+        self._channel = await link.attach(self._grant, timeout_s=timeout_s)
+        return self._channel
+
+    async def close(self) -> None:
+        """Give everything back. Idempotent."""
+        if self._channel is not None:
+            self._channel.close()
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.cancel()
+            await asyncio.wait({holder})
+
+    async def _hold(self, granted: asyncio.Future[Grant]) -> None:
+        """Keep the call open: it is the lease."""
+        answers = self._call(self._spec)
+        try:
+            async for answer in answers:
+                if granted.done():
+                    continue
+                if isinstance(answer, ChorusError):
+                    granted.set_exception(answer)
+                    return
+                granted.set_result(answer)
+        except Exception as error:  # noqa: BLE001 -- Ray raises many kinds when an engine goes
+            logger.debug("a lease ended: %r", error)
+        finally:
+            if not granted.done():
+                granted.set_exception(EngineLost())
+                granted.exception()  # read, so that nobody complains when the caller has gone
+            await answers.aclose()
