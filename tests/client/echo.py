@@ -26,6 +26,8 @@ from serve_app.wire import events as wire
 from serve_app.wire.chat import ChatServer
 
 FRAMES_PER_WORD = 6
+IDLE_S = 1.0
+"""Browsers open connections that they may need; closing waits for these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,7 @@ class EchoServer:
     audio_messages: int = 0
     closed: int = 0
     port: int = 0
+    connections: set[ServerConnection] = dataclasses.field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -76,10 +79,21 @@ class EchoServer:
     async def running(self) -> AsyncIterator[Self]:
         server: Server
         async with serve(
-            self._converse, "127.0.0.1", 0, process_request=self._http, compression=None, ping_interval=None
+            self._converse,
+            "127.0.0.1",
+            0,
+            process_request=self._http,
+            compression=None,
+            ping_interval=None,
+            open_timeout=IDLE_S,
         ) as server:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self
+
+    def abort(self) -> None:
+        """Break every connection without a word, as a killed process does."""
+        for connection in self.connections:
+            connection.transport.abort()
 
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
         path = urlsplit(request.path).path
@@ -103,6 +117,7 @@ class EchoServer:
         assert connection.request is not None
         self.queries.append(dict(parse_qsl(urlsplit(connection.request.path).query)))
         self.authorizations.append(connection.request.headers.get("Authorization"))
+        self.connections.add(connection)
         with contextlib.suppress(ConnectionClosed):
             await self._echo(connection)
         self.closed += 1

@@ -1,0 +1,206 @@
+"""The page in a real browser, with a microphone that plays a file, against real Opus and the real protocol."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.echo import EchoServer, Refusal
+from tests.client.loop import in_loop
+from tests.web.browser import CHROMIUM, Browser, Page
+
+WEB = Path(__file__).parents[2] / "web"
+LIVE = "document.body.dataset.state === 'live'"
+ENDED = "document.body.dataset.state === 'ended'"
+ALERT = "!document.querySelector('#alert').hidden"
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"NOT TESTED: the page; there is no {CHROMIUM}")
+
+
+@contextlib.asynccontextmanager
+async def opened(server: EchoServer, browser: Browser) -> AsyncIterator[Page]:
+    """The page of a running server."""
+    server.folder = WEB
+    async with server.running(), browser.page(server.url) as page:
+        yield page
+
+
+async def current(page: Page, expression: str) -> object:
+    """A value of the conversation that goes on."""
+    return await page.evaluate(f"import('./app.js').then((m) => {{ const c = m.current(); return {expression}; }})")
+
+
+@in_loop
+async def test_a_visitor_presses_one_button_and_is_answered(browser: Browser) -> None:
+    server = EchoServer(delay_frames=1, model="demo/parrot")
+    async with opened(server, browser) as page:
+        await page.until("document.querySelector('#model').textContent === 'parrot'")
+        assert "repeats what you say" in await page.text("#lead")
+        assert await page.text("#seats") == "15 of 16 seats free"
+
+        await page.click("#toggle")
+        await page.until(LIVE)
+        await page.until("document.querySelector('#text').textContent.startsWith('word1 word2')")
+        for meter in ("#orb-you", "#orb-it"):  # both voices move their meters
+            await page.until(f"document.querySelector('{meter}').style.getPropertyValue('--level') > 0.3")
+        await page.until("/^[0-9]+ ms$/.test(document.querySelector('#round-trip').textContent)")
+        played = await current(page, "c.speaker.report.playedSamples / c.context.sampleRate")
+        assert isinstance(played, float)
+        assert played > 0.5
+        assert await current(page, "c.roundTrips.delay") == 1
+        assert max(abs(float(frame.max())) for frame in server.frames) > 0.05  # the voice arrived, not silence
+
+        await page.click("#toggle")
+        await page.until(ENDED)
+        assert await page.evaluate("document.querySelector('#alert').hidden")
+        assert await page.text("#toggle-label") == "Talk again"
+        assert page.console == []
+    assert server.closed == 1
+
+
+@in_loop
+async def test_a_second_conversation_starts_fresh(browser: Browser) -> None:
+    server = EchoServer()
+    async with opened(server, browser) as page:
+        for _ in range(2):
+            await page.click("#toggle")
+            await page.until("document.querySelector('#text').textContent.startsWith('word1')")
+            await page.click("#toggle")
+            await page.until(ENDED)
+        assert len(server.queries) == 2
+
+
+@in_loop
+async def test_settings_reach_the_server_as_kyutai_spells_them(browser: Browser) -> None:
+    server = EchoServer()
+    async with opened(server, browser) as page:
+        await page.evaluate(
+            "((f) => { f.text_temperature.value = '0.25'; f.seed.value = '42'; })(document.forms[0].elements)"
+        )
+        await page.click("#toggle")
+        await page.until(LIVE)
+    assert server.queries == [
+        {
+            "text_temperature": "0.25",
+            "text_topk": "25",
+            "audio_temperature": "0.8",
+            "audio_topk": "250",
+            "text_seed": "42",
+            "audio_seed": "42",
+        }
+    ]
+
+
+@in_loop
+async def test_settings_out_of_range_are_shown_and_nothing_starts(browser: Browser) -> None:
+    server = EchoServer()
+    async with opened(server, browser) as page:
+        await page.evaluate("document.querySelector('form').elements.text_temperature.value = '99'")
+        await page.click("#toggle")
+        assert await page.evaluate("document.querySelector('details').open")
+        assert await page.evaluate("document.body.dataset.state") == "idle"
+    assert server.queries == []
+
+
+@in_loop
+async def test_a_key_after_the_hash_goes_along(browser: Browser) -> None:
+    server = EchoServer()
+    async with opened(server, browser) as page:
+        await page.evaluate("location.hash = 'key=k3y'; location.reload(); 0")
+        await page.until("document.readyState === 'complete' && document.querySelector('#model').textContent")
+        await page.click("#toggle")
+        await page.until(LIVE)
+    assert server.queries[0]["auth_id"] == "k3y"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (Refusal(), ["The server is full.", "in 7 seconds"]),
+        (Refusal(503, '{"reason": "draining"}', {}), ["about to restart"]),
+        (Refusal(503, '{"reason": "engine_lost"}', {}), ["The model is not running"]),
+    ],
+    ids=["full", "draining", "engine lost"],
+)
+@in_loop
+async def test_a_refused_visitor_reads_why(browser: Browser, refusal: Refusal, words: list[str]) -> None:
+    async with opened(EchoServer(refusal=refusal), browser) as page:
+        await page.click("#toggle")
+        await page.until(ALERT)
+        said = await page.text("#alert")
+        assert [word for word in words if word not in said] == [], said
+        assert await page.text("#toggle-label") == "Talk again"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (1008, ["ended the conversation", "no audio for 10 s"]),
+        (1011, ["failed on the server", "start again"]),
+        (1012, ["restarting"]),
+        (1013, ["full"]),
+    ],
+)
+@in_loop
+async def test_a_conversation_that_the_server_ends_says_why(browser: Browser, code: int, words: list[str]) -> None:
+    said = "no audio for 10 s" if code == 1008 else ""
+    async with opened(EchoServer(end_after_frames=3, end_code=code, said=said), browser) as page:
+        await page.click("#toggle")
+        await page.until(f"{ENDED} && {ALERT}")
+        shown = await page.text("#alert")
+        assert [word for word in words if word not in shown] == [], shown
+
+
+@in_loop
+async def test_a_server_that_vanishes_is_told(browser: Browser) -> None:
+    server = EchoServer()
+    async with contextlib.AsyncExitStack() as stack:
+        page = await stack.enter_async_context(opened(server, browser))
+        await page.click("#toggle")
+        await page.until(LIVE)
+        server.abort()
+        await page.until(f"{ENDED} && {ALERT}")
+        assert "connection to the server broke" in await page.text("#alert")
+
+
+@in_loop
+async def test_a_denied_microphone_is_told() -> None:
+    server = EchoServer()
+    with Browser.launched(microphone=None, allowed=False) as denied:
+        async with opened(server, denied) as page:
+            await page.click("#toggle")
+            await page.until(ALERT)
+            assert "microphone is not allowed" in await page.text("#alert")
+    assert server.queries == []
+
+
+@in_loop
+async def test_an_address_without_a_secure_context_is_told(browser: Browser) -> None:
+    server = EchoServer()
+    async with opened(server, browser) as page:
+        await page.evaluate("Object.defineProperty(window, 'isSecureContext', {value: false}); 0")
+        await page.click("#toggle")
+        await page.until(ALERT)
+        assert "https://" in await page.text("#alert")
+    assert server.queries == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@in_loop
+async def test_nothing_sticks_out_of_the_screen(browser: Browser, width: int) -> None:
+    async with opened(EchoServer(), browser) as page:
+        await page.show(width=width, height=800)
+        await page.evaluate("document.querySelector('details').open = true")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@in_loop
+async def test_the_page_asks_nobody_but_its_own_server(browser: Browser) -> None:
+    async with opened(EchoServer(), browser) as page:
+        await page.click("#toggle")
+        await page.until(LIVE)
+        origins = await page.evaluate(
+            "[...new Set(performance.getEntriesByType('resource').map((e) => new URL(e.name).origin))]"
+        )
+        assert origins == [await page.evaluate("location.origin")]
