@@ -29,10 +29,9 @@ class Session:
     ``received == stepped + sum(dropped) + pending`` holds whenever the lock is free.
     """
 
-    def __init__(self, lease: Lease, spec: SessionSpec, leased_s: float) -> None:
+    def __init__(self, lease: Lease, spec: SessionSpec) -> None:
         self.lease = lease
         self.spec = spec
-        self.leased_s = leased_s
         self.opened_s: float | None = None
         self.sink: Sink | None = None
         self.inbox: collections.deque[Frame] = collections.deque()
@@ -51,6 +50,11 @@ class Session:
     def pending(self) -> int:
         """Frames that are neither stepped nor dropped yet."""
         return len(self.inbox) + self.in_flight
+
+    @property
+    def end_reason(self) -> str:
+        """Why it ended, as a slug."""
+        return self.error.reason if self.error is not None else "closed"
 
     def push(self, frame: Frame, limit_frames: int) -> bool:
         """Queue a frame; the oldest goes when the inbox is full. Returns whether one was dropped."""

@@ -1,0 +1,263 @@
+"""Everything of the engine that several threads touch, behind one lock.
+
+The lock is held for microseconds and never while a runner works, so a lease is granted or refused at once while a tick
+runs. Any thread makes the transitions that need no runner (FREE to LEASED, LEASED to PRIMING or back to FREE); all
+others belong to the engine thread.
+"""
+
+import collections
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from serve_app.engine.events import DropCause, Sink
+from serve_app.engine.limits import Limits
+from serve_app.engine.session import Frame, Session
+from serve_app.engine.slots import Lease, SlotState, SlotTable
+from serve_app.engine.stats import EngineStats, Tally
+from serve_app.errors import ChorusError, EngineDraining, StaleLease
+from serve_app.spec import SessionSpec
+from serve_app.units import Slot
+
+
+class Seats:
+    """Slots, sessions, the mailbox and the counters."""
+
+    def __init__(self, slots: int, limits: Limits, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._changed = threading.Condition(threading.Lock())
+        self._table = SlotTable(slots, unopened_s=limits.unopened_s)
+        self._sessions: dict[Slot, Session] = {}
+        self._ready: dict[Slot, Session] = {}  # live sessions with a frame waiting
+        # The mailbox: a session enters each queue once at most, so the slots bound both.
+        self._opening: collections.deque[Session] = collections.deque()
+        self._closing: collections.deque[Session] = collections.deque()
+        self._tally = Tally()
+        self._draining = False
+        self._woken = False
+
+    # --- any thread ---------------------------------------------------------------------------------------------------
+
+    def acquire(self, spec: SessionSpec) -> Lease:
+        """Lease a slot. Raises EngineFull, EngineDraining."""
+        with self._changed:
+            if self._draining:
+                raise EngineDraining
+            now_s = self._clock()
+            self._expire(now_s)
+            lease = self._table.acquire(now_s)
+            self._sessions[lease.slot] = Session(lease, spec)
+            return lease
+
+    def open(self, lease: Lease, sink: Sink) -> None:
+        """Post the opening of a leased slot. Raises StaleLease."""
+        with self._changed:
+            session = self._sessions.get(lease.slot)
+            if session is None or session.lease != lease or self._table.state(lease) is not SlotState.LEASED:
+                raise StaleLease(lease.slot, lease.generation)
+            self._table.move(lease, SlotState.PRIMING)
+            session.sink = sink
+            self._opening.append(session)
+            self._changed.notify_all()
+
+    def push(self, lease: Lease, number: int, pcm: Any) -> None:
+        """Queue a frame; the oldest goes when the inbox is full, a stale lease's is dropped and counted."""
+        with self._changed:
+            session = self._sessions.get(lease.slot)
+            if session is None or session.lease != lease or session.sink is None or session.closing:
+                self._tally.stale_frames += 1
+                return
+            now_s = self._clock()
+            if session.last_push_s is not None and now_s - session.last_push_s > self._limits.gap_s:
+                session.underruns += 1
+                self._tally.underruns += 1
+            session.last_push_s = now_s
+            session.push(Frame(number, pcm, now_s), self._limits.inbox_frames)
+            if session.opened_s is not None and session.error is None:
+                self._ready[lease.slot] = session
+                self._changed.notify_all()
+
+    def close(self, lease: Lease) -> None:
+        """Post the end of a session, or give back a slot that nobody opened. Idempotent."""
+        with self._changed:
+            session = self._sessions.get(lease.slot)
+            if session is None or session.lease != lease or session.closing:
+                return
+            session.closing = True
+            if session.sink is None:
+                self._forget(session)
+                return
+            self._ready.pop(lease.slot, None)
+            self._closing.append(session)
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """No new leases from now on."""
+        with self._changed:
+            self._draining = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether nobody may come and nobody is left."""
+        with self._changed:
+            return self._draining and not self._sessions
+
+    def find(self, lease: Lease) -> Session | None:
+        """The session that holds this lease now."""
+        with self._changed:
+            session = self._sessions.get(lease.slot)
+            return session if session is not None and session.lease == lease else None
+
+    def stats(self, *, healthy: bool) -> EngineStats:
+        """A snapshot of the counters."""
+        with self._changed:
+            return EngineStats(
+                slots=self._table.slots,
+                free=self._table.count(SlotState.FREE),
+                leased=self._table.count(SlotState.LEASED),
+                live=self._table.count(SlotState.LIVE),
+                draining=self._draining,
+                healthy=healthy,
+                pending_frames=sum(session.pending for session in self._sessions.values()),
+                ticks=self._tally.ticks,
+                steps=self._tally.steps,
+                overruns=self._tally.overruns,
+                underruns=self._tally.underruns,
+                stale_frames=self._tally.stale_frames,
+                dropped_frames=dict(self._tally.dropped),
+                ended=dict(self._tally.ended),
+                expired=self._tally.expired,
+                stage_ms=self._tally.percentiles(),
+                rows_per_tick=self._tally.rows_per_tick(),
+            )
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def wait_for_work(self, timeout_s: float) -> bool:
+        """Wait until a frame, an opening or a closing is there, or ``wake``. Returns whether something is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._woken or self._work(), timeout_s)
+            return self._work()
+
+    def wait_for_others(self, timeout_s: float) -> None:
+        """Wait a little for more rows; cut short when every live session has a frame or one is behind."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._woken or self._complete() or self._behind(), timeout_s)
+
+    def wake(self) -> None:
+        """Make both waits return at once, for ever."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def _work(self) -> bool:
+        return bool(self._ready or self._opening or self._closing)
+
+    def _complete(self) -> bool:
+        return len(self._ready) >= self._table.count(SlotState.LIVE)
+
+    def _behind(self) -> bool:
+        return any(len(session.inbox) > self._limits.keep_frames for session in self._ready.values())
+
+    # --- the engine thread --------------------------------------------------------------------------------------------
+
+    def openings(self) -> list[Session]:
+        """Whose rows are to be reset now; leases that nobody opened expire on the way."""
+        with self._changed:
+            self._expire(self._clock())
+            opening = [session for session in self._opening if not session.closing]
+            self._opening.clear()
+            return opening
+
+    def live(self, session: Session) -> None:
+        """The session's rows are reset: it may step."""
+        with self._changed:
+            session.opened_s = self._clock()
+            self._table.move(session.lease, SlotState.LIVE)
+            if session.inbox and not session.closing:
+                self._ready[session.lease.slot] = session
+
+    def take(self) -> list[tuple[Session, Frame]]:
+        """One frame of every session that has one; those too far behind are cut first."""
+        taken = []
+        with self._changed:
+            for session in list(self._ready.values()):
+                session.cut(self._limits.lag_frames, self._limits.keep_frames)
+                taken.append((session, session.take()))
+                if not session.inbox:
+                    del self._ready[session.lease.slot]
+        return taken
+
+    def landed(self, sessions: Sequence[Session]) -> None:
+        """Their frames in flight were stepped."""
+        with self._changed:
+            for session in sessions:
+                session.landed()
+
+    def crashed(self, session: Session) -> None:
+        """Its frame in flight is lost."""
+        with self._changed:
+            session.crashed()
+
+    def fail(self, session: Session, error: ChorusError) -> bool:
+        """Put the session out of the game. Returns False when it had failed before: its first error counts."""
+        with self._changed:
+            if session.error is not None:
+                return False
+            session.error = error
+            self._ready.pop(session.lease.slot, None)
+            self._table.move(session.lease, SlotState.FAILED)
+            return True
+
+    def closings(self) -> list[Session]:
+        """Who was closed by its holder and has not failed."""
+        with self._changed:
+            closed = [session for session in self._closing if session.error is None]
+            self._closing.clear()
+            for session in closed:
+                self._table.move(session.lease, SlotState.DRAINING)
+            return closed
+
+    def end(self, session: Session, *, give_back: bool) -> None:
+        """Forget the session, and give its slot back where that is safe."""
+        with self._changed:
+            session.discard()
+            if give_back:
+                self._table.move(session.lease, SlotState.FREE)
+            del self._sessions[session.lease.slot]
+            self._tally.ended[session.end_reason] += 1
+
+    def evict(self) -> list[Session]:
+        """Drain, forget who was never opened, and name everybody else."""
+        with self._changed:
+            self._draining = True
+            for session in list(self._sessions.values()):
+                if session.sink is None:
+                    self._forget(session)
+            return list(self._sessions.values())
+
+    def unreported_drops(self, session: Session) -> Mapping[DropCause, int]:
+        """What was dropped since the last call, counted on the way."""
+        with self._changed:
+            unreported = dict(session.unreported)
+            session.unreported.clear()
+            for cause, frames in unreported.items():
+                self._tally.dropped[cause.value] += frames
+            return unreported
+
+    def count_tick(self, rows: int, stage_ms: Mapping[str, float], *, overrun: bool) -> None:
+        """Count one turn of the batch."""
+        with self._changed:
+            self._tally.tick(rows, stage_ms, overrun=overrun)
+
+    # --- under the lock -----------------------------------------------------------------------------------------------
+
+    def _expire(self, now_s: float) -> None:
+        for lease in self._table.expire(now_s):
+            del self._sessions[lease.slot]
+            self._tally.expired += 1
+
+    def _forget(self, session: Session) -> None:
+        self._table.move(session.lease, SlotState.FREE)
+        del self._sessions[session.lease.slot]
