@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serve_app.errors import ConfigError, ShapeError
-from serve_app.model.mimi import MimiConfig
+from serve_app.model.mimi import Mimi, MimiConfig
 from serve_app.model.seanet import SeanetConfig
 from serve_app.units import FRAME_SAMPLES
 from tests.model.codec import DEEP, PCM_TOLERANCE, SMALL, TINY, CodeComparison, pair, random_codec
@@ -84,6 +84,18 @@ def test_entries_of_unused_codes_are_finite_after_loading() -> None:
     )
     ours.load_state_dict(weights)
     assert torch.equal(ours.quantizer.rvq_first.codebooks[0].embedding, torch.full((TINY.card, TINY.codebook_dim), 2.0))
+
+
+@torch.no_grad()
+def test_a_codec_built_without_memory_works_once_weights_are_assigned() -> None:
+    built = random_codec(TINY)
+    with torch.device("meta"):
+        loaded = Mimi(TINY).eval()
+    loaded.load_state_dict(built.state_dict(), assign=True)
+    pcm = 0.3 * torch.randn(1, 1, 3 * FRAME_SAMPLES)
+    codes = built.encode(pcm)
+    assert torch.equal(loaded.encode(pcm), codes)
+    assert torch.equal(loaded.decode(codes), built.decode(codes))
 
 
 @pytest.mark.parametrize("shape", [(1920,), (1, 1920), (1, 2, 1920), (1, 1, 0)])
