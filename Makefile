@@ -1,12 +1,12 @@
-# Two commands for a newcomer: `make demo` and `make test`. PIP_ARGS, PYTEST_ARGS and LOAD_ARGS pass through.
+# Two commands for a newcomer: `make demo` and `make test`. PIP_ARGS, PYTEST_ARGS, HOST, USERS and LOAD_ARGS pass through.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) -c $(VENV)/constraints.txt
-RUN_S := 60s
-USERS := 16
+HOST ?= http://localhost:8998
+USERS ?= 16
 
 .PHONY: demo test check load soak chaos clean
 
@@ -21,8 +21,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Needs a server: `make demo` in another terminal.
 load: $(VENV)/.dev
-	$(BIN)/locust -f load_tests/locustfile.py --headless --users $(USERS) --spawn-rate $(USERS) --run-time $(RUN_S) $(LOAD_ARGS)
+	$(BIN)/locust -f load_tests/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t 60s $(LOAD_ARGS)
 
 # Long suites: not part of `make test`.
 soak: $(VENV)/.dev
