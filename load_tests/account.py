@@ -7,6 +7,7 @@ answer, one answer every 80 ms from then on; an answer that comes after its turn
 
 import collections
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -28,6 +29,7 @@ class Account:
     open_s: float = math.nan
     refusal: str = ""
     ending: str = ""
+    done: bool = False
     sent: int = 0
     received: int = 0
     received_bytes: int = 0
@@ -88,6 +90,17 @@ class Report:
     def generator_is_late(self) -> bool:
         """Whether the latencies say more about the generator than about the server."""
         return self.generator_late_p99_ms > 1_000 * LATE_GENERATOR_S or self.generator_shifts > 0
+
+    @property
+    def clean(self) -> bool:
+        """Every session opened, none ended early, no frame lost."""
+        return self.opened == self.sessions and not self.endings and not self.frames_lost
+
+    def line(self) -> str:
+        """The report as one line of JSON, which has no NaN: null stands for it."""
+        fields = dataclasses.asdict(self).items()
+        plain = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields}
+        return json.dumps(plain, allow_nan=False)
 
     def sentences(self) -> str:
         """The report for a person."""

@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -175,13 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(outcome.sentences())
     if options.json:
-        print(json.dumps({name: _plain(value) for name, value in dataclasses.asdict(outcome).items()}))
-    return 0 if outcome.opened == outcome.sessions and not outcome.endings and not outcome.frames_lost else 1
-
-
-def _plain(value: object) -> object:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+        print(outcome.line())
+    return 0 if outcome.clean else 1
 
 
 if __name__ == "__main__":

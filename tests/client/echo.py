@@ -49,6 +49,7 @@ class EchoServer:
         shakes: whether the handshake is sent.
         end_after_frames: then ``said`` is sent and the connection closed with ``end_code``.
         silent: hears, and answers nothing.
+        mixes: answers everybody with what anybody said last.
         folder: files to serve beside the chat.
         frames: what was heard, of all sessions.
         queries: one per connection.
@@ -58,6 +59,7 @@ class EchoServer:
     refusal: Refusal | None = None
     shakes: bool = True
     silent: bool = False
+    mixes: bool = False
     end_after_frames: int | None = None
     end_code: int = 1011
     said: str = ""
@@ -134,10 +136,11 @@ class EchoServer:
                     continue
                 self.audio_messages += 1
                 for frame in receiver.feed(event.payload).frames:
+                    answer = self.frames[-1] if self.mixes and self.frames else frame
                     self.frames.append(frame)
                     step += 1
                     if not self.silent and step > self.delay_frames:
-                        await connection.send(chat.audio(sender.encode(frame)))
+                        await connection.send(chat.audio(sender.encode(answer)))
                         if step % FRAMES_PER_WORD == 0:
                             await connection.send(chat.text(f" word{step // FRAMES_PER_WORD}"))
                     if step == self.end_after_frames:
