@@ -1,6 +1,6 @@
 """Conversations at real-time pace under Locust: one user is one session.
 
-    locust -f load_tests/locustfile.py --headless -u 16 -r 16 -t 40s --host http://localhost:8000
+    locust -f load_tests/locustfile.py --headless -u 16 -r 16 -t 40s --host http://localhost:8998
 
 Audio is encoded once at the start. A user opens, speaks ``--seconds`` of it, hears the answers out, and waits for the
 end: sessions are not reopened, so every one that was asked for is in the report. Locust's statistics get two kinds of
@@ -79,7 +79,7 @@ class Talker(User):
         failure: Exception | None = None
         try:
             self.socket.settimeout(OPEN_TIMEOUT_S)
-            self.socket.connect(chat_url(self.host or "http://localhost:8000"), suppress_origin=True)
+            self.socket.connect(chat_url(self.host or "http://localhost:8998"), suppress_origin=True)
             while self.socket.recv()[:1] != bytes([Kind.HANDSHAKE]):
                 pass
         except WebSocketBadStatusException as refused:

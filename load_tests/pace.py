@@ -1,6 +1,6 @@
 """Many sessions at real-time pace from one asyncio loop: the load generator's core, and a command.
 
-    python -m load_tests.pace --url http://localhost:8000 --sessions 16 --seconds 30 --json
+    python -m load_tests.pace --url http://localhost:8998 --sessions 16 --seconds 30 --json
 
 All sessions are opened first; then they begin within 80 ms of each other, evenly spread, or together with
 ``--aligned``. Nothing is caught up: a generator that is late by more than a frame moves its schedule and says so.
@@ -150,7 +150,7 @@ async def _listen(connection: ClientConnection, account: Account, answered: asyn
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; exit status 1 when a session was refused, ended early or lost a frame."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.pace", description=__doc__)
-    parser.add_argument("--url", default="http://localhost:8000")
+    parser.add_argument("--url", default="http://localhost:8998")
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--speech", type=Path, help="WAV file to say; a synthetic voice without it")

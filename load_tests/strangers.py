@@ -1,6 +1,6 @@
 """Does anybody hear anybody else? Every session sings its own tone, every frame that comes back is checked against all.
 
-    python -m load_tests.strangers --url http://localhost:8000 --sessions 16 --seconds 300
+    python -m load_tests.strangers --url http://localhost:8998 --sessions 16 --seconds 300
 
 A session's voice is a tone of its own frequency and, above it, a second tone that tells the second it was sung in: both
 survive Opus at 32 kb/s. A frame is *foreign* when any other session's tone in it is within 15 dB of its own, *unheard*
@@ -130,7 +130,7 @@ async def run(url: str, sessions: int, seconds: float, key: str | None = None) -
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; exit status 1 unless every frame came back to its owner."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.strangers", description=__doc__)
-    parser.add_argument("--url", default="http://localhost:8000")
+    parser.add_argument("--url", default="http://localhost:8998")
     parser.add_argument("--sessions", type=int, default=16, choices=range(1, MAX_SESSIONS + 1), metavar="N")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--key-file", type=Path)

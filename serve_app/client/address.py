@@ -14,7 +14,7 @@ _SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
 
 
 def chat_url(url: str, sampling: Sampling | None = None) -> str:
-    """``localhost:8000``, ``https://host`` or ``ws://host/api/chat?x=1`` to the WebSocket address of the chat.
+    """``localhost:8998``, ``https://host`` or ``ws://host/api/chat?x=1`` to the WebSocket address of the chat.
 
     A query that is already in the address is kept; ``sampling`` adds to it and wins. Without ``sampling`` the server's
     defaults hold, with a seed of the server's choice.

@@ -46,7 +46,7 @@ class Session:
     Send at real-time pace: a server drops what comes faster. Keep iterating while sending, best in a task of its own:
     sound is decoded, and its arrival timed, when it is taken. Belongs to the event loop that opened it.
 
-        async with Session.open("localhost:8000") as session:
+        async with Session.open("localhost:8998") as session:
             await session.send(pcm)  # float32[n] at 24 kHz mono, any n
             async for event in session:
                 ...

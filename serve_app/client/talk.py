@@ -21,7 +21,7 @@ from serve_app.errors import ChorusError
 from serve_app.spec import Sampling
 from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
 
-DEFAULT_URL: Final = "ws://localhost:8000"
+DEFAULT_URL: Final = "ws://localhost:8998"
 TAIL_S: Final = 2.0
 """Silence spoken after the file, so that an answer to its end is heard."""
 GRACE_S: Final = 2.0
