@@ -1,18 +1,28 @@
 """The command line: ``serve_app up``, ``talk``, ``plan``. Each command imports what it needs when it runs."""
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from serve_app.errors import ChorusError
+
+ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
+    "talk": ("serve_app.client.talk", "speak a WAV file to a server and record the answer"),
+    "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
+}
+"""Commands that read their own arguments: module with a ``main`` of them, and what they do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status; an error that we know is one line on standard error."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(options.run(options))
+        if words and words[0] in ELSEWHERE:
+            return int(importlib.import_module(ELSEWHERE[words[0]][0]).main(words[1:]))
+        return _up(_parser().parse_args(words))
     except ChorusError as error:
         print(f"serve_app: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -23,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="serve_app", description="Serves conversations with Moshi models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
     up = commands.add_parser("up", help="start a deployment on this machine and keep it until Ctrl-C")
     up.add_argument("config", type=Path, help="such as configs/demo.yaml")
     up.add_argument("--port", type=int, help="in place of the file's; another is taken when it is not free")
-    up.set_defaults(run=_up)
+    for name, (_, told) in ELSEWHERE.items():
+        commands.add_parser(name, help=told)
     return parser
 
 

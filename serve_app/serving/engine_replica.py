@@ -13,6 +13,7 @@ from serve_app.config import EngineSettings
 from serve_app.engine.engine import Engine
 from serve_app.engine.limits import Limits
 from serve_app.engine.loop import EngineLoop
+from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import EngineLost
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard
@@ -20,12 +21,12 @@ from serve_app.serving.lease_desk import Answer, LeaseDesk
 from serve_app.serving.process import package_versions, resident_bytes
 from serve_app.serving.ray_calls import DirectoryHandle, node_address
 from serve_app.serving.runners import make_runner
-from serve_app.serving.watchdog import Watchdog
 from serve_app.spec import SessionSpec
 
 REPORT_S: Final = 3.0
 """Bound of one report to the directory."""
 STOP_S: Final = 2.0
+EXIT_STUCK: Final = 70
 PACKAGES: Final = ("chorus-serve", "torch", "ray", "numpy")
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class EngineReplica:
             time.monotonic,
             alarm_s=self._settings.alarm_s,
             exit_s=self._settings.exit_s,
-            leave=lambda: os._exit(70),
+            on_alarm=lambda stuck_s: logger.error("a tick has taken %.1f s so far", stuck_s),
+            on_exit=_leave_process,
         )
         self._desk = LeaseDesk(self._engine, attach_s=self._settings.attach_s)
         self._server = await self._desk.listen(self._host(), self._ports())
@@ -79,6 +81,8 @@ class EngineReplica:
     async def _beat(self) -> None:
         offered = False
         while True:
+            # First a pause: gateways shall not hear of this engine before Ray has told them where it is.
+            await asyncio.sleep(HEARTBEAT_S)
             try:
                 async with asyncio.timeout(REPORT_S):
                     if self._text_model and not offered:
@@ -88,7 +92,6 @@ class EngineReplica:
                         await self._leave()
             except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
                 logger.debug("the directory does not answer: %r", error)
-            await asyncio.sleep(HEARTBEAT_S)
 
     async def _leave(self) -> None:
         """The whole deployment goes down: no new sessions, and those that are there are told."""
@@ -138,3 +141,9 @@ class EngineReplica:
 
     def _ports(self) -> range:
         return range(self._settings.link.first_port, self._settings.link.last_port + 1)
+
+
+def _leave_process(stuck_s: float) -> None:
+    """A device that hangs cannot be repaired from inside: Serve replaces the process, clients are told 1012."""
+    logger.critical("a tick has not come back for %.1f s: this engine exits", stuck_s)
+    os._exit(EXIT_STUCK)

@@ -49,7 +49,7 @@ class GatewayReplica:
         self._links = EngineLinks()
         self._pieces: TextPieces | None = None
         self._directory = DirectoryHandle()
-        self._roster = Roster(self._directory, time.monotonic, self._warm)
+        self._roster = Roster(self._directory, time.monotonic, self._warm, self._links.take_lost)
         self._meter = Meter()
         self._watch = asyncio.create_task(self._roster.watch())
 

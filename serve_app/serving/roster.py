@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from serve_app.errors import EngineDraining, EngineFull, EngineLost
@@ -33,6 +33,7 @@ class Roster:
         directory: whom to ask.
         clock: monotonic seconds.
         warm: called once, when the first engine is seen, before the gateway calls itself ready.
+        take_lost: addresses of engines whose connection broke since it was asked last: the directory learns it later.
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class Roster:
         directory: DirectoryClient,
         clock: Callable[[], float],
         warm: Callable[[Sequence[EngineCard]], Awaitable[None]],
+        take_lost: Callable[[], Collection[str]],
     ) -> None:
         self._directory = directory
         self._clock = clock
         self._warm = warm
+        self._take_lost = take_lost
+        self._lost: frozenset[str] = frozenset()
         self._warmed = False
         self._engines: Sequence[EngineCard] = ()
         self._told_s = float("-inf")
@@ -51,7 +55,12 @@ class Roster:
     @property
     def engines(self) -> Sequence[EngineCard]:
         """Those that live; none when the news is stale."""
-        return self._engines if self._clock() - self._told_s <= STALE_S else ()
+        gone = self._take_lost()
+        if gone:
+            self._lost |= {card.engine for card in self._engines if card.address in gone}
+        if self._clock() - self._told_s > STALE_S:
+            return ()
+        return [card for card in self._engines if card.engine not in self._lost]
 
     def obstacle(self) -> EngineLost | EngineDraining | EngineFull | None:
         """Why a conversation cannot start now; None when it can."""
@@ -71,6 +80,7 @@ class Roster:
             await self._warm(engines)
             self._warmed = True
         self._engines, self._told_s = tuple(engines), self._clock()
+        self._lost &= {card.engine for card in engines}
 
     async def watch(self) -> None:
         """Ask for ever, once a heartbeat."""

@@ -1,9 +1,12 @@
-"""From settings to what computes a tick. Torch is imported here and only when a model is asked for."""
+"""From settings to what computes a tick. Torch comes with the imports in here, and only when a model is asked for."""
 
 import dataclasses
+import logging
 
 from serve_app.config import EngineSettings
 from serve_app.engine.runner import PassThroughRunner, Runner
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -11,7 +14,7 @@ class Made:
     """A runner and what gateways want to know of its checkpoint.
 
     Attributes:
-        runner: ready to be opened.
+        runner: warm.
         text_model: bytes of the SentencePiece model; empty where the runner writes no text.
         codebook_bits: bits of one code; 0 where there are none.
     """
@@ -22,11 +25,18 @@ class Made:
 
 
 def make_runner(settings: EngineSettings) -> Made:
-    """Build the runner that the settings ask for.
+    """Build the runner that the settings ask for. Takes as long as loading the weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
+        ConfigError: fewer slots fit than are asked for, or there is no such device.
     """
-    if settings.runner == "passthrough":
+    if settings.checkpoint is None:
         return Made(PassThroughRunner(settings.slots))
-    raise NotImplementedError
+    from serve_app.checkpoint.served import load_served
+    from serve_app.engine.model_runner import ModelRunner
+
+    served = load_served(settings, settings.checkpoint)
+    runner = ModelRunner(served.duplex, settings.slots, name=served.name)
+    logger.info("a tick of all %d slots takes %.1f ms", settings.slots, runner.warm_up())
+    return Made(runner, served.text_model, served.codebook_bits)

@@ -29,14 +29,17 @@ class EngineLinks:
         async with self._locks.setdefault(address, asyncio.Lock()):
             link = self._links.get(address)
             if link is None or link.lost:
-                self._forget_lost()
                 # In a context of its own: the connection serves many requests and belongs to none.
                 connecting = asyncio.create_task(EngineLink.connect(address), context=contextvars.Context())
                 link = self._links[address] = await connecting
             return link
 
-    def _forget_lost(self) -> None:
-        self._links = {address: link for address, link in self._links.items() if not link.lost}
+    def take_lost(self) -> set[str]:
+        """``host:port`` of the engines whose connection broke since this was asked last."""
+        lost = {address for address, link in self._links.items() if link.lost}
+        for address in lost:
+            del self._links[address]
+        return {f"{address.host}:{address.port}" for address in lost}
 
     async def close(self) -> None:
         """Close every connection; the engines free what they held."""

@@ -1,0 +1,66 @@
+"""From a deployment's settings to a model in memory: everything that is checked before the first weight is read."""
+
+import dataclasses
+import logging
+from typing import Final
+
+import torch
+
+from serve_app.checkpoint.duplex import load_duplex
+from serve_app.checkpoint.plan import DTYPES, device_memory, plan, source_of
+from serve_app.checkpoint.source import resolve
+from serve_app.config import CheckpointSettings, EngineSettings
+from serve_app.errors import ConfigError
+from serve_app.model.duplex import Duplex
+
+CPU: Final = "cpu"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """A loaded checkpoint.
+
+    Attributes:
+        duplex: on its device.
+        name: where it came from.
+        text_model: bytes of the SentencePiece model, for gateways.
+        codebook_bits: bits of one code.
+    """
+
+    duplex: Duplex
+    name: str
+    text_model: bytes
+    codebook_bits: int
+
+
+def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Served:
+    """Load what the settings name, after checking that the slots fit. Sets torch's threads for the process.
+
+    Raises:
+        ConfigError: fewer slots fit than are asked for, or there is no such device.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = _device(settings.device)
+    source = source_of(checkpoint)
+    folder = resolve(source)
+    dtype = DTYPES[settings.dtype]
+    memory_bytes = device_memory(settings.device)
+    if memory_bytes is not None:
+        plan(folder.layout, dtype, settings.context).require(settings.slots, memory_bytes)
+    duplex = load_duplex(folder, device, dtype, settings.context)
+    logger.info("loaded %s", source)
+    return Served(duplex, str(source), folder.tokenizer.read_bytes(), (duplex.lm.config.card - 1).bit_length())
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("device", f"{name!r} is not a device") from error
+    if device.type != CPU and not torch.cuda.is_available():
+        raise ConfigError("device", f"this process sees no {name}: set num_gpus, or device {CPU}")
+    return device
