@@ -104,15 +104,16 @@ class Duplex(nn.Module):
         return TickOutput(said.step, said.text, said.codes, voice, said.complete, finite)
 
     def encode(self, pcm: Tensor, state: DuplexState, rows: Rows) -> Heard:
-        """PCM to the user's codes; the codec of a row that made its first frame starts again.
+        """PCM to the user's codes; the encoder of a row that made its first frame starts again.
 
         To the model the first frame is in the past: the LM reads initial tokens whatever was said in it. Starting again
-        puts the left padding before the second frame, as the reference server does and the model was trained.
+        puts the left padding before the second frame, as the reference server does and the model was trained. (It resets
+        the decoder too, which has not spoken yet.)
         """
         latent = self.mimi.latent_step(pcm, state.mimi, rows)
         first = state.lm.cache.offset.index_select(0, rows.slots) == 0
         scratch = state.lm.cache.offset.shape[0] - 1
-        reset(state.mimi, rows.masked(first, scratch).write)
+        reset(state.mimi.encoder, rows.masked(first, scratch).write)
         return Heard(latent, self.mimi.quantiser.encode(latent, self.lm.config.user_q)[..., 0])
 
     def think(self, heard: Heard, state: DuplexState, rows: Rows, given: Tensor, *, whole: bool = True) -> Thought:

@@ -82,6 +82,15 @@ def test_no_token_beyond_the_top_k_is_ever_drawn() -> None:
     assert drawn == best
 
 
+def test_without_the_whole_a_draw_is_cut_at_the_sorted_candidates() -> None:
+    keys = _keys()
+    logits = torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(3))
+    widest = _draw(logits, 3.0, TOP_K_WIDTH, keys, whole=False)
+    for top_k in (0, 900):
+        assert torch.equal(_draw(logits, 3.0, top_k, keys, whole=False), widest)
+    assert not torch.equal(_draw(logits, 3.0, 0, keys), widest)
+
+
 def test_who_needs_the_whole_vocabulary_is_known_on_the_host() -> None:
     assert not needs_whole(Sampling(), 32_000, 2048)
     assert needs_whole(Sampling(audio_top_k=0), 32_000, 2048)
