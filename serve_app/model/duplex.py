@@ -107,8 +107,8 @@ class Duplex(nn.Module):
         """PCM to the user's codes; the encoder of a row that made its first frame starts again.
 
         To the model the first frame is in the past: the LM reads initial tokens whatever was said in it. Starting again
-        puts the left padding before the second frame, as the reference server does and the model was trained. (It resets
-        the decoder too, which has not spoken yet.)
+        puts the left padding before the second frame, as the reference server does and the model was trained. (The
+        reference resets the decoder too, which has not spoken yet.)
         """
         latent = self.mimi.latent_step(pcm, state.mimi, rows)
         first = state.lm.cache.offset.index_select(0, rows.slots) == 0
