@@ -6,6 +6,7 @@ Eager. Rows of a tick are exactly the sessions that have a frame, so live rows a
 import time
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from serve_app.engine.runner import RunnerInfo
 from serve_app.engine.stage_clock import StageClock
 from serve_app.model.duplex import Duplex, TickOutput
 from serve_app.model.lm import Given
-from serve_app.model.sampling import needs_whole
+from serve_app.model.sampling import Whole, needs_whole
 from serve_app.model.state import Rows, reset, state_bytes_per_slot
 from serve_app.spec import Sampling
 from serve_app.units import FRAME_SAMPLES, Slot
@@ -66,7 +67,7 @@ class ModelRunner:
         pcm = self._host_pcm[:count].to(self._device, non_blocking=True)
         slots = torch.tensor(batch.slots, device=self._device)
         rows = Rows.of(slots, torch.ones_like(slots, dtype=torch.bool), self._slots)
-        output = self._tick(pcm, rows, whole=bool(self._whole[batch.slots].any()))
+        output = self._tick(pcm, rows, self._whole_rows(batch.slots))
         return TickResult(
             pcm=output.pcm.cpu().numpy(),
             audible=output.decoded.cpu().numpy(),
@@ -89,7 +90,7 @@ class ModelRunner:
         for _ in range(ticks):
             started_s = time.perf_counter()
             self._clock.begin()
-            self._tick(self._host_pcm.to(self._device), rows, whole=True).finite.cpu()
+            self._tick(self._host_pcm.to(self._device), rows, False).finite.cpu()
             elapsed_ms = 1_000 * (time.perf_counter() - started_s)
         return elapsed_ms
 
@@ -106,7 +107,7 @@ class ModelRunner:
             weights_bytes=sum(p.numel() * p.element_size() for p in self._duplex.parameters()),
         )
 
-    def _tick(self, pcm: Tensor, rows: Rows, *, whole: bool) -> TickOutput:
+    def _tick(self, pcm: Tensor, rows: Rows, whole: Whole) -> TickOutput:
         """`Duplex.tick`, with the time taken between stages."""
         duplex, state = self._duplex, self._state
         given = Given.nothing(pcm.shape[0], duplex.lm.config.dep_q, self._device)
@@ -121,6 +122,11 @@ class ModelRunner:
         finite = duplex.finite(pcm, heard, thought, spoken, voice, rows)
         self._clock.mark("decode")
         return TickOutput(said.step, said.text, said.codes, voice, said.complete, finite)
+
+    def _whole_rows(self, slots: npt.NDArray[np.int64]) -> Whole:
+        """The rows that look further than the sorted candidates: they alone pay for it."""
+        rows = np.flatnonzero(self._whole[slots])
+        return torch.tensor(rows, device=self._device) if rows.size else False
 
     def _index(self, *slots: int) -> Tensor:
         return torch.tensor(slots, device=self._device)

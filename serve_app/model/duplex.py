@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from serve_app.errors import CheckpointError
 from serve_app.model.lm import LM, Given, LMState, Said, Spoken, Thought
 from serve_app.model.mimi import Mimi, MimiState
+from serve_app.model.sampling import Whole
 from serve_app.model.state import Rows, reset
 
 
@@ -81,14 +82,14 @@ class Duplex(nn.Module):
 
     @torch.no_grad()
     def tick(
-        self, pcm: Tensor, state: DuplexState, rows: Rows, given: Given | None = None, *, whole: bool = True
+        self, pcm: Tensor, state: DuplexState, rows: Rows, given: Given | None = None, *, whole: Whole = True
     ) -> TickOutput:
         """One frame of every row, in and out.
 
         Args:
             pcm: ``fp32[R, 1, 1920]``.
             given: tokens in place of sampled ones; None samples all.
-            whole: whether rows may sample from more than the sorted candidates (see `sampling`).
+            whole: rows that may sample from more than the sorted candidates.
 
         Raises:
             ShapeError: anything but one frame a row.
@@ -116,11 +117,11 @@ class Duplex(nn.Module):
         reset(state.mimi.encoder, rows.masked(first, scratch).write)
         return Heard(latent, self.mimi.quantiser.encode(latent, self.lm.config.user_q)[..., 0])
 
-    def think(self, heard: Heard, state: DuplexState, rows: Rows, given: Tensor, *, whole: bool = True) -> Thought:
+    def think(self, heard: Heard, state: DuplexState, rows: Rows, given: Tensor, *, whole: Whole = True) -> Thought:
         """Run the main transformer on the user's codes and choose the text token."""
         return self.lm.think(heard.codes, state.lm, rows, given, whole=whole)
 
-    def speak(self, thought: Thought, state: DuplexState, rows: Rows, given: Tensor, *, whole: bool = True) -> Spoken:
+    def speak(self, thought: Thought, state: DuplexState, rows: Rows, given: Tensor, *, whole: Whole = True) -> Spoken:
         """Run the Depformer."""
         return self.lm.speak(thought, state.lm, rows, given, whole=whole)
 

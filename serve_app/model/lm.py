@@ -17,7 +17,15 @@ from serve_app.model.depformer import Depformer
 from serve_app.model.embedding import UNGENERATED_TOKEN, Embedding
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.norm import make_norm
-from serve_app.model.sampling import TEXT_STREAM, TOP_K_WIDTH, SamplingParams, draw, exponential_noise, noise_keys
+from serve_app.model.sampling import (
+    TEXT_STREAM,
+    TOP_K_WIDTH,
+    SamplingParams,
+    Whole,
+    draw,
+    exponential_noise,
+    noise_keys,
+)
 from serve_app.model.state import Rows
 from serve_app.model.transformer import Transformer, TransformerState
 
@@ -118,13 +126,15 @@ class LM(nn.Module):
             self.transformer.init_state(slots, device, dtype),
         )
 
-    def step(self, user: Tensor, state: LMState, rows: Rows, given: Given | None = None, *, whole: bool = True) -> Said:
+    def step(
+        self, user: Tensor, state: LMState, rows: Rows, given: Given | None = None, *, whole: Whole = True
+    ) -> Said:
         """One step of every row: `think`, `speak`, `advance`.
 
         Args:
             user: ``int64[R, user_q]``, the user's codes of this frame; more codebooks than that are ignored.
             given: tokens in place of sampled ones; None samples all.
-            whole: whether rows may sample from more than the sorted candidates (see `sampling`).
+            whole: rows that may sample from more than the sorted candidates.
 
         Raises:
             ShapeError: fewer codebooks than the model hears.
@@ -135,7 +145,7 @@ class LM(nn.Module):
         spoken = self.speak(thought, state, rows, given.audio, whole=whole)
         return self.advance(thought.text, spoken.codes, state, rows)
 
-    def think(self, user: Tensor, state: LMState, rows: Rows, given: Tensor, *, whole: bool = True) -> Thought:
+    def think(self, user: Tensor, state: LMState, rows: Rows, given: Tensor, *, whole: Whole = True) -> Thought:
         """Hear the user's codes, run the main transformer and choose the text token."""
         if user.ndim != 2 or user.shape[1] < self.config.user_q:
             raise ShapeError("user codes", user.shape, f"[rows, {self.config.user_q}]")
@@ -153,7 +163,7 @@ class LM(nn.Module):
         )
         return Thought(hidden, logits, torch.where(given == UNGENERATED_TOKEN, text, given))
 
-    def speak(self, thought: Thought, state: LMState, rows: Rows, given: Tensor, *, whole: bool = True) -> Spoken:
+    def speak(self, thought: Thought, state: LMState, rows: Rows, given: Tensor, *, whole: Whole = True) -> Spoken:
         """Say one code after another, each from the hidden state and the token before it."""
         c = self.config
         temperature = state.sampling.audio_temperature.index_select(0, rows.slots)

@@ -5,8 +5,8 @@ tokens do not depend on its neighbours and can be replayed. The draw is the refe
 sorted top-k probabilities, the noise indexed by rank.
 
 A tick always sorts `TOP_K_WIDTH` candidates, so the cost and the graph are the same whatever the rows ask for. A row
-with top-k 0 (the whole vocabulary, noise indexed by token) or above that width needs `whole`, which the host decides
-from the parameters it set; it adds work and changes no other row's tokens.
+with top-k 0 (the whole vocabulary, noise indexed by token) or above that width costs more, and has to be among the
+`Whole` rows, which the host knows from the parameters that it set. They change no other row's tokens.
 
 Source: SplitMix64 (Steele et al., 2014); the exponential race for the draw.
 """
@@ -24,6 +24,9 @@ TOP_K_WIDTH: Final = 512
 """Candidates that every tick sorts; the web client's slider ends at 500."""
 TEXT_STREAM: Final = 0
 """Noise stream of text; codebook k's is k + 1."""
+
+Whole = bool | Tensor
+"""Rows of a tick that may look further than `TOP_K_WIDTH`: every one, none, or those indices (``int64[N]``)."""
 
 # SplitMix64's increment and multipliers, as signed 64-bit integers.
 _GOLDEN: Final = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -84,7 +87,7 @@ def exponential_noise(keys: Tensor, count: int) -> Tensor:
     return -torch.log((bits.float() + 0.5) * 2.0**-_UNIFORM_BITS)
 
 
-def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, noise: Tensor, *, whole: bool) -> Tensor:
+def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, noise: Tensor, *, whole: Whole) -> Tensor:
     """One token per row.
 
     Args:
@@ -93,7 +96,7 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, noise
         top_k: ``int64[R]``; 0 is the whole vocabulary.
         keys: ``int64[R]``, of this step and stream.
         noise: ``fp32[R, min(V, TOP_K_WIDTH)]`` under those keys; made for all streams of a step at once.
-        whole: whether rows may look further than `TOP_K_WIDTH`; without it they are cut there.
+        whole: the rows that may look further than `TOP_K_WIDTH`; others are cut there.
 
     Returns:
         ``int64[R]``.
@@ -101,33 +104,31 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, noise
     hot = temperature > 0
     probabilities = F.softmax(logits / torch.where(hot, temperature, 1.0)[:, None], dim=-1)
     vocabulary, width = logits.shape[-1], noise.shape[-1]
-    narrow_k = top_k.clamp(max=width)
+    cut = torch.where(top_k == 0, width, top_k)
+    token = _draw_by_rank(*probabilities.topk(width, dim=-1), cut, noise)
     if vocabulary <= width:
-        # Nothing is cut: top-k 0 is drawn by token, as the reference does, everything else by rank.
-        everything: Tensor | None = (probabilities / noise).argmax(dim=-1)
-    else:
-        everything = _draw_beyond(probabilities, top_k, keys, width) if whole else None
-        narrow_k = torch.where(top_k == 0, width, narrow_k)
-    candidates, tokens = probabilities.topk(width, dim=-1)
-    rank = torch.arange(width, device=logits.device)
-    score = torch.where(rank < narrow_k[:, None], candidates / noise, -1.0)
-    token = tokens.gather(1, score.argmax(dim=-1, keepdim=True))[:, 0]
-    if everything is not None:
-        far = (top_k == 0) if vocabulary <= width else (top_k == 0) | (top_k > width)
-        token = torch.where(far, everything, token)
+        token = torch.where(top_k == 0, (probabilities / noise).argmax(dim=-1), token)
+    elif whole is True:
+        token = _draw_beyond(token, probabilities, top_k, keys, width)
+    elif isinstance(whole, Tensor):
+        far = _draw_beyond(token[whole], probabilities[whole], top_k[whole], keys[whole], width)
+        token = token.index_copy(0, whole, far)
     return torch.where(hot, token, logits.argmax(dim=-1))
 
 
-def _draw_beyond(probabilities: Tensor, top_k: Tensor, keys: Tensor, width: int) -> Tensor:
-    """The draw of rows that look further than ``width``: all tokens in their own order, or a longer sorted list."""
-    vocabulary = probabilities.shape[-1]
-    noise = exponential_noise(keys, vocabulary)
-    by_token = (probabilities / noise).argmax(dim=-1)
-    candidates, tokens = probabilities.sort(dim=-1, descending=True)
-    rank = torch.arange(vocabulary, device=probabilities.device)
+def _draw_by_rank(candidates: Tensor, tokens: Tensor, top_k: Tensor, noise: Tensor) -> Tensor:
+    """The race among the first ``top_k`` of the sorted candidates (``[R, W]``, with their tokens)."""
+    rank = torch.arange(candidates.shape[-1], device=candidates.device)
     score = torch.where(rank < top_k[:, None], candidates / noise, -1.0)
-    by_rank = tokens.gather(1, score.argmax(dim=-1, keepdim=True))[:, 0]
-    return torch.where(top_k == 0, by_token, by_rank)
+    return tokens.gather(1, score.argmax(dim=-1, keepdim=True))[:, 0]
+
+
+def _draw_beyond(token: Tensor, probabilities: Tensor, top_k: Tensor, keys: Tensor, width: int) -> Tensor:
+    """Draw again for rows that look further than ``width``: all tokens in their own order, or a longer sorted list."""
+    noise = exponential_noise(keys, probabilities.shape[-1])
+    by_token = (probabilities / noise).argmax(dim=-1)
+    by_rank = _draw_by_rank(*probabilities.sort(dim=-1, descending=True), top_k, noise)
+    return torch.where(top_k == 0, by_token, torch.where(top_k > width, by_rank, token))
 
 
 def _mix(x: Tensor) -> Tensor:

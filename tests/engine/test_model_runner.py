@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 
 SLOTS: Final = 3
 FRAMES: Final = 12
+CARD: Final = 600  # more than every tick sorts
 HOT: Final = Sampling(audio_top_k=0, text_top_k=5, text_seed=8, audio_seed=9)
 
 
@@ -31,12 +32,12 @@ def _duplex() -> Duplex:
     codec = MimiConfig(
         seanet=SeanetConfig(dimension=16, n_filters=2),
         transformer=codec_transformer(16, 2, 1, 32, context=12),
-        card=32,
+        card=CARD,
         codebook_dim=8,
         total_codebooks=4,
         num_codebooks=4,
     )
-    shape = "dim=32 num_heads=2 num_layers=1 context=6 n_q=6 dep_q=3 card=32 text_card=20"
+    shape = f"dim=32 num_heads=2 num_layers=1 context=6 n_q=6 dep_q=3 card={CARD} text_card=20"
     depth = "depformer_dim=16 depformer_num_heads=2"
     config: dict[str, Any] = {key: int(value) for key, value in (p.split("=") for p in f"{shape} {depth}".split())}
     config |= {"delays": [0, 0, 1, 1, 0, 1, 1], "norm": "rms_norm_f32", "positional_embedding": "rope"}

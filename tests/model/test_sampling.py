@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from serve_app.model.sampling import TOP_K_WIDTH, draw, exponential_noise, needs_whole, noise_keys
+from serve_app.model.sampling import TOP_K_WIDTH, Whole, draw, exponential_noise, needs_whole, noise_keys
 from serve_app.spec import MAX_SEED, Sampling
 from tests.oracle import fed_noise
 
@@ -22,7 +22,7 @@ def _keys(rows: int = ROWS, seed: int = 7, step: int = 3, stream: int = 1) -> Te
     return noise_keys(seeds, torch.full((rows,), step), torch.tensor([stream]))[:, 0]
 
 
-def _draw(logits: Tensor, temperature: float, top_k: int, keys: Tensor, *, whole: bool = True) -> Tensor:
+def _draw(logits: Tensor, temperature: float, top_k: int, keys: Tensor, *, whole: Whole = True) -> Tensor:
     rows, width = logits.shape[0], min(TOP_K_WIDTH, logits.shape[1])
     return draw(
         logits,
@@ -67,6 +67,14 @@ def test_every_row_draws_as_if_it_were_alone(temperatures: list[float], top_ks: 
         whole = needs_whole(asked, VOCABULARY, VOCABULARY)
         alone = _draw(logits[one], temperatures[row], top_ks[row], keys[one], whole=whole)
         assert torch.equal(together[one], alone)
+
+
+def test_naming_the_rows_that_look_further_changes_no_token() -> None:
+    logits = torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(6))
+    top_k, keys = torch.tensor([0, 25, 900, 0] * (ROWS // 4)), _keys()
+    args = torch.full((ROWS,), 1.5), top_k, keys, exponential_noise(keys, TOP_K_WIDTH)
+    further = torch.nonzero((top_k == 0) | (top_k > TOP_K_WIDTH))[:, 0]
+    assert torch.equal(draw(logits, *args, whole=further), draw(logits, *args, whole=True))
 
 
 def test_a_temperature_of_zero_takes_the_greatest_logit_whatever_the_noise() -> None:
