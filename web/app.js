@@ -13,6 +13,12 @@ const STATUS = {
 };
 const LABEL = { idle: "Start talking", opening: "Cancel", live: "Stop", ended: "Talk again" };
 
+const KNOWN_MODELS = [
+  [/parrot/i, "Parrot", "Talk: it repeats what you say about a second later."],
+  [/pass-?through/i, "Echo", "Talk: you hear yourself, there and back, without a model."],
+  [/moshi/i, "Moshi", null],
+];
+
 const at = (id) => document.getElementById(id);
 const form = at("settings");
 // The key of a server that asks for one: after the # of the page's address, which no server or log sees.
@@ -111,12 +117,9 @@ async function refreshInfo() {
   if (model) {
     at("model").textContent = model;
     at("model").hidden = false;
-    if (/parrot/i.test(model)) {
-      at("name-it").textContent = "Parrot";
-      at("lead").textContent = "Talk: it repeats what you say about a second later.";
-    } else if (/moshi/i.test(model)) {
-      at("name-it").textContent = "Moshi";
-    }
+    const [, name, lead] = KNOWN_MODELS.find(([pattern]) => pattern.test(model)) ?? [];
+    if (name) at("name-it").textContent = name;
+    if (lead) at("lead").textContent = lead;
   }
   const seats = freeSeats(told);
   at("seats").hidden = seats === null;

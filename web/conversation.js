@@ -9,6 +9,7 @@ import { audioMessage, parse } from "./wire.js";
 
 const HANDSHAKE_TIMEOUT_MS = 20_000;
 const SILENCE_TIMEOUT_MS = 10_000; // the server sends sound every 80 ms; this long without any means it is gone
+const SECOND_LOOK_MS = 1_500;
 
 // Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onEnd(Trouble | null), once.
 export class Conversation {
@@ -103,7 +104,15 @@ export class Conversation {
     if (this.ended) return;
     if (this.live) this.end(closeTrouble(code, reason, this.said));
     else if (code !== 1006) this.end(closeTrouble(code, reason, this.said) ?? SILENT_SERVER);
-    else this.end(refusalTrouble(await ready(), this.settingsChanged));
+    else this.end(refusalTrouble(await this.obstacle(), this.settingsChanged));
+  }
+
+  // A gateway's view of the slots may be a second old: where it sees no obstacle, it is asked once more.
+  async obstacle() {
+    const answer = await ready();
+    if (answer?.status !== 200) return answer;
+    await new Promise((resolve) => setTimeout(resolve, SECOND_LOOK_MS));
+    return ready();
   }
 
   expect(timeoutMs) {

@@ -133,6 +133,15 @@ async def test_a_refused_visitor_reads_why(browser: Browser, refusal: Refusal, w
         assert await page.text("#toggle-label") == "Talk again"
 
 
+@in_loop
+async def test_refused_settings_point_to_the_settings(browser: Browser) -> None:
+    async with opened(EchoServer(refusal=Refusal(400, '{"reason": "bad_parameter"}', {})), browser) as page:
+        await page.evaluate("document.forms[0].elements.text_topk.value = '7'")
+        await page.click("#toggle")
+        await page.until(ALERT)
+        assert "refused the settings" in await page.text("#alert")
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
