@@ -28,7 +28,8 @@ CARD: Final = 600  # more than every tick sorts
 HOT: Final = Sampling(audio_top_k=0, text_top_k=5, text_seed=8, audio_seed=9)
 
 
-def _duplex() -> Duplex:
+def small_duplex() -> Duplex:
+    """A codec and a model of random weights that fit each other."""
     codec = MimiConfig(
         seanet=SeanetConfig(dimension=16, n_filters=2),
         transformer=codec_transformer(16, 2, 1, 32, context=12),
@@ -48,7 +49,7 @@ def _duplex() -> Duplex:
 
 
 def _runner() -> ModelRunner:
-    return ModelRunner(_duplex(), SLOTS)
+    return ModelRunner(small_duplex(), SLOTS)
 
 
 def _frames(seed: int) -> npt.NDArray[np.float32]:
@@ -137,7 +138,7 @@ def test_the_next_holder_of_a_slot_starts_afresh(wiped: bool) -> None:
 
 def test_a_full_batch_calls_every_stage_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: collections.Counter[str] = collections.Counter()
-    duplex = _duplex()
+    duplex = small_duplex()
     for name in ("encode", "think", "speak", "decode", "finite"):
         inner = getattr(duplex, name)
 
