@@ -105,10 +105,8 @@ async def test_settings_out_of_range_are_shown_and_nothing_starts(browser: Brows
 
 @in_loop
 async def test_a_key_after_the_hash_goes_along(browser: Browser) -> None:
-    server = EchoServer()
-    async with opened(server, browser) as page:
-        await page.evaluate("location.hash = 'key=k3y'; location.reload(); 0")
-        await page.until("document.readyState === 'complete' && document.querySelector('#model').textContent")
+    server = EchoServer(folder=WEB)
+    async with server.running(), browser.page(f"{server.url}#key=k3y") as page:
         await page.click("#toggle")
         await page.until(LIVE)
     assert server.queries[0]["auth_id"] == "k3y"
