@@ -113,6 +113,28 @@ def test_given_codes_continue_as_the_reference_continues_replaced_ones() -> None
             assert torch.equal(torch.cat([said.text[:, None], said.codes], dim=1), expected)
 
 
+@pytest.mark.parametrize("config", [MOSHIKO, SHARED_DEPTH], ids=["moshiko", "shared-depth"])
+@torch.no_grad()
+def test_half_precision_logits_equal_the_reference_given_its_tokens(config: dict[str, Any]) -> None:
+    reference, ours = (model.to(torch.bfloat16) for model in lm_pair(config))
+    recorded, told = RecordedLogits(reference), list[Tensor]()
+    hooks = {"on_text_logits_hook": recorded.on_text, "on_text_hook": told.append, "on_audio_hook": told.append}
+    generator = reference_generator(reference, support_out_of_sync=True, **hooks)
+    state, rows, codes = ours.init_state(BATCH, CPU, torch.bfloat16), all_rows(BATCH), torch.Generator().manual_seed(6)
+    with generator.streaming(BATCH):
+        for _ in range(3 * CONTEXT):
+            user = _codes(config, codes)
+            generator.step(user[..., None])
+            expected_text, expected_audio = recorded.take()
+            text, audio = told[-2:]
+            thought = ours.think(user, state, rows, text)
+            spoken = ours.speak(thought, state, rows, audio)
+            ours.advance(thought.text, spoken.codes, state, rows)
+            # Equal to the bit where this was written; one bf16 step at the size of these logits is allowed.
+            torch.testing.assert_close(thought.text_logits, expected_text.float(), atol=2**-3, rtol=0)
+            torch.testing.assert_close(spoken.logits, expected_audio.float(), atol=2**-3, rtol=0)
+
+
 def _our_noise(state: LMState, seeds: tuple[Tensor, Tensor], dep_q: int) -> Callable[[Tensor], Tensor]:
     """Noise for the reference's calls: text, then every codebook, then text of the next step."""
     calls = iter(range(1 << 30))
