@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from serve_app.units import SAMPLE_RATE_HZ
 
-SCALES: Final = ((256, 24), (512, 48), (1024, 72), (2048, 112))  # (window in samples, mel bands)
+SCALES: Final = ((256, 128, 24), (512, 192, 48), (1024, 256, 72), (2048, 512, 112))  # window, hop in samples; mel bands
 FLOOR: Final = 2e-4  # about 52 dB below speech at its usual level
 
 
@@ -21,21 +21,21 @@ class MelLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for window, bands in SCALES:
+        for window, _, bands in SCALES:
             self.register_buffer(f"bank_{window}", mel_bank(window, bands), persistent=False)
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
 
     def forward(self, made: Tensor, wanted: Tensor) -> Tensor:
         """A scalar; both sounds are float32 ``[B, samples]``."""
         total = made.new_zeros(())
-        for window, _ in SCALES:
-            total = total + (self._log_mel(made, window) - self._log_mel(wanted, window)).abs().mean()
+        for window, hop, _ in SCALES:
+            total = total + (self._log_mel(made, window, hop) - self._log_mel(wanted, window, hop)).abs().mean()
         return total / len(SCALES)
 
-    def _log_mel(self, pcm: Tensor, window: int) -> Tensor:
+    def _log_mel(self, pcm: Tensor, window: int, hop: int) -> Tensor:
         shape: Tensor = getattr(self, f"window_{window}")
         bank: Tensor = getattr(self, f"bank_{window}")
-        spectrum = torch.stft(pcm, window, window // 4, window=shape, return_complex=True, pad_mode="constant")
+        spectrum = torch.stft(pcm, window, hop, window=shape, return_complex=True, pad_mode="constant")
         power = spectrum.real.square() + spectrum.imag.square()  # [B, bins, T]
         mel = torch.einsum("mf,bft->bmt", bank, power) / shape.square().sum()
         return 0.5 * torch.log(mel + FLOOR**2)

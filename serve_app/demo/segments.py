@@ -8,7 +8,7 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from serve_app.demo.speech import LEVEL_RMS, Pcm, Talk
+from serve_app.demo.synthesis import LEVEL_RMS, Pcm, Talk
 from serve_app.units import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 GAIN_DB: Final = (-18.0, 6.0)
@@ -59,7 +59,7 @@ class Segments:
             level = LEVEL_RMS * 10 ** (chance.uniform(*NOISE_DB) / 20)
             row += level * chance.standard_normal(samples, dtype=np.float32)
         gain = 10 ** (chance.uniform(*GAIN_DB) / 20)
-        return np.clip(row * gain, -0.99, 0.99).astype(np.float32)
+        return np.asarray(np.clip(row * gain, -0.99, 0.99), np.float32)
 
     def _tones(self, samples: int, chance: np.random.Generator) -> Pcm:
         clock = np.arange(samples) / SAMPLE_RATE_HZ
@@ -68,4 +68,3 @@ class Segments:
             hz = 10 ** chance.uniform(2.0, 3.6)  # 100 Hz to 4 kHz
             row += chance.uniform(0.01, 0.2) * np.sin(2 * np.pi * (hz * clock + chance.random()))
         return np.clip(row, -0.99, 0.99).astype(np.float32)
-

@@ -1,4 +1,4 @@
-"""Sentences for the synthesiser: a small grammar, so that any amount of text comes from a seed and nothing is downloaded.
+"""Sentences for the synthesiser: a small grammar, so that any amount of text comes from a seed.
 
 Training and held-out sentences share no template and no noun, so held-out speech is new in its words as well as in its
 voices. No sentence has a comma: an utterance is one stretch of speech, and its start and stop are unambiguous.
@@ -49,12 +49,13 @@ TRAINING: Final = Grammar(
     ),
     words={
         "adj": tuple(
-            "quick quiet yellow ancient gentle heavy curious shiny purple clever frozen hollow jolly broken wide smooth "
-            "thirsty royal bitter warm foggy loyal dusty bright narrow vivid joyful azure huge".split()
+            "quick quiet yellow ancient gentle heavy curious shiny purple clever frozen hollow jolly broken wide "
+            "smooth thirsty royal bitter warm foggy loyal dusty bright narrow vivid joyful azure huge".split()
         ),
         "noun": tuple(
-            "fox river engine garden teacher violin mountain bottle shadow kitchen lantern bridge pirate window thunder "
-            "chair journey button village zebra cousin whistle oven breath judge feather yacht measure ship house".split()
+            "fox river engine garden teacher violin mountain bottle shadow kitchen lantern bridge pirate window "
+            "thunder chair journey button village zebra cousin whistle oven breath judge feather yacht measure "
+            "ship house".split()
         ),
         "verb": tuple(
             "watched carried painted followed chose measured forgot helped pushed joined washed bought loved threw "

@@ -17,14 +17,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from serve_app.demo.codebooks import Level, quantise
+from serve_app.demo.envelope import EnvelopeLoss
 from serve_app.demo.loss import MelLoss
 from serve_app.demo.segments import Segments
 from serve_app.model.mimi import Mimi, MimiConfig, codec_transformer
+from serve_app.model.rvq import ResidualQuantizer
 from serve_app.model.seanet import SeanetConfig
 
 LOG = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Recipe:
     Attributes:
         free, quantised, frozen: steps of the three phases.
         noise: spread of the latent noise in phase 1, in units of the latents' own.
+        envelope: weight of the envelope loss, from step ``envelope_from`` on: envelopes of noise teach nothing.
         commitment: weight of the pull of latents towards their codes.
         fewest: vectors use at random `fewest` to all codebooks, half of the time, so that a prefix of them is good too.
     """
@@ -59,6 +61,8 @@ class Recipe:
     rate: float = 1e-3
     warmup: int = 100
     noise: float = 0.3
+    envelope: float = 1.0
+    envelope_from: int = 1_650
     commitment: float = 0.1
     fewest: int = 6
     k_means_rounds: int = 6
@@ -78,10 +82,13 @@ class Trainer:
         self.recipe, self.segments = recipe, segments
         self.mimi = Mimi(config)
         _calm(self.mimi)
-        self.loss = MelLoss()
+        self.spectral, self.envelope = MelLoss(), EnvelopeLoss()
         self.levels: list[Level] = []
         self.step = 0
-        self.optimizer = torch.optim.AdamW(self.mimi.parameters(), recipe.rate, betas=(0.8, 0.99), weight_decay=1e-3)
+        self.apart = 1.0
+        self.optimizer = torch.optim.AdamW(
+            self.mimi.parameters(), recipe.rate, betas=(0.8, 0.99), weight_decay=1e-3, fused=True
+        )
 
     def run(self, checkpoint: Path) -> Mimi:
         """Train from wherever ``checkpoint`` left off, saving there now and then."""
@@ -93,7 +100,10 @@ class Trainer:
             mean += self.advance()
             if self.step % 50 == 0:
                 now_s = time.monotonic()
-                LOG.info("step %d: loss %.4f, %.0f ms a step", self.step, mean / 50, (now_s - logged_s) * 20)
+                LOG.info(
+                    "step %d: spectral loss %.4f, envelopes %.3f apart, %.0f ms a step",
+                    *(self.step, mean / 50, self.apart, (now_s - logged_s) * 20),
+                )
                 mean, logged_s = 0.0, now_s
                 if now_s - saved_s > _SAVE_EVERY_S:
                     self.save(checkpoint)
@@ -119,7 +129,12 @@ class Trainer:
             else:
                 latent, extra = self._from_codes(pcm, generator)
             made = self.mimi.decode_latent(latent)
-        spectral = self.loss(made[:, 0].float(), pcm[:, 0])
+        heard = made[:, 0].float()
+        spectral = self.spectral(heard, pcm[:, 0])
+        if step >= recipe.envelope_from:
+            apart = self.envelope(heard, pcm[:, 0])
+            self.apart = 0.98 * self.apart + 0.02 * float(apart.detach())
+            extra = extra + recipe.envelope * apart
         self.optimizer.zero_grad(set_to_none=True)
         (spectral + extra).backward()
         nn.utils.clip_grad_norm_(self.mimi.parameters(), 1.0)
@@ -127,7 +142,7 @@ class Trainer:
         self.step += 1
         return float(spectral.detach())
 
-    # --- the three ways from sound to latents ---------------------------------------------------------------------------
+    # --- the three ways from sound to latents -------------------------------------------------------------------------
 
     def _noisy(self, pcm: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         latent = self.mimi.encode_latent(pcm)
@@ -171,7 +186,7 @@ class Trainer:
             total = total + half.output_proj(chosen.view_as(projected).transpose(1, 2))
         return total, pcm.new_zeros(())
 
-    def _halves(self, keep: Tensor) -> list[tuple[nn.Module, list[Level], Tensor]]:
+    def _halves(self, keep: Tensor) -> list[tuple[ResidualQuantizer, list[Level], Tensor]]:
         quantizer, semantic = self.mimi.quantizer, self.mimi.config.semantic_codebooks
         return [
             (quantizer.rvq_first, self.levels[:semantic], keep),
@@ -192,7 +207,9 @@ class Trainer:
         """Fit every codebook by k-means to the latents of the training set."""
         started_s = time.monotonic()
         generator = torch.Generator().manual_seed(self.recipe.seed + self.step)
-        latents = torch.cat([self.mimi.encode_latent(pcm) for pcm in self.segments.sweep(self.recipe.k_means_frames)])  # [S, D, T]
+        latents = torch.cat(
+            [self.mimi.encode_latent(pcm) for pcm in self.segments.sweep(self.recipe.k_means_frames)]
+        )  # [S, D, T]
         self.levels = []
         config = self.mimi.config
         for half, levels in (
@@ -255,9 +272,3 @@ def _calm(mimi: Mimi) -> None:
         last = list(mimi.decoder.parameters())[-2:]
         for weight in last:
             weight.mul_(0.03)
-
-
-def used_entries(codes: np.ndarray | Tensor, card: int) -> list[int]:
-    """How many entries of each codebook occur in codes ``[B, K, T]``."""
-    array = torch.as_tensor(codes)
-    return [int((torch.bincount(array[:, k].flatten(), minlength=card) > 0).sum()) for k in range(array.shape[1])]

@@ -64,6 +64,10 @@ class Talk:
     pcm: Pcm
     spans: tuple[tuple[int, int], ...]
 
+    @property
+    def seconds(self) -> float:
+        return len(self.pcm) / SAMPLE_RATE_HZ
+
 
 def voices(seed: int, *, held_out: bool) -> list[Voice]:
     """Every voice of one side of the split, with a pace and a pitch of its own."""
@@ -117,7 +121,7 @@ def _samples(wav: bytes) -> Pcm:
     # espeak-ng cannot seek in a pipe, so the header's length is a placeholder: read what is there.
     with wave.open(io.BytesIO(wav)) as reader:
         assert (reader.getframerate(), reader.getsampwidth(), reader.getnchannels()) == (ESPEAK_RATE_HZ, 2, 1)
-    return np.frombuffer(wav[44 : len(wav) // 2 * 2], "<i2").astype(np.float32) / 32768
+    return np.frombuffer(wav[44 : len(wav) // 2 * 2], "<i2").astype(np.float32) / np.float32(32_768)
 
 
 def _resample(pcm: Pcm) -> Pcm:
@@ -127,7 +131,7 @@ def _resample(pcm: Pcm) -> Pcm:
 def _level(pcm: Pcm) -> Pcm:
     loud = pcm[np.abs(pcm) > TRIM_LEVEL]
     gain = LEVEL_RMS / max(float(np.sqrt(np.mean(loud**2))) if len(loud) else 0.0, 1e-3)
-    return np.clip(pcm * gain, -0.99, 0.99)
+    return np.asarray(np.clip(pcm * gain, -0.99, 0.99), np.float32)
 
 
 def _trim(pcm: Pcm) -> Pcm:
