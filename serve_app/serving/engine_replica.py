@@ -88,8 +88,9 @@ class EngineReplica:
                     if self._text_model and not offered:
                         await self._directory.offer_text_model(self._digest, self._text_model)
                         offered = True
-                    if await self._directory.report(self.card()) and not self._engine.drained:
+                    if await self._directory.report(self.card()) and not self._engine.stats().draining:
                         await self._leave()
+                        await self._directory.report(self.card())
             except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
                 logger.debug("the directory does not answer: %r", error)
 

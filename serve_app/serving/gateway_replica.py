@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class GatewayReplica:
         self._settings = GatewaySettings.model_validate(settings)
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
+        self._name = secrets.token_hex(4)
         self._door = Door(access_key(), self._settings.origins)
         self._leases = LeaseHandle()
         self._links = EngineLinks()
@@ -76,7 +78,7 @@ class GatewayReplica:
         obstacle = self._roster.obstacle()
         if obstacle is not None:
             return refusal(obstacle)
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", "gateway": self._name})
 
     async def info(self) -> dict[str, Any]:
         """What runs here, how busy it is and how fast."""

@@ -4,7 +4,9 @@
 is imported, and with it the fast proxy. Everything here that writes to the environment does so before Ray is imported.
 """
 
+import asyncio
 import contextlib
+import json
 import logging
 import math
 import os
@@ -25,9 +27,9 @@ OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 POLL_S: Final = 0.2
 START_S: Final = 1_800.0
 """The 7B weights have to be fetched and loaded in this."""
-FAREWELL_S: Final = 2.0
-STOP_SERVE_S: Final = 4.0
-STOP_RAY_S: Final = 3.0
+FAREWELL_S: Final = 4.0
+STOP_SERVE_S: Final = 3.0
+STOP_RAY_S: Final = 2.0
 """With the farewell below ten seconds in all."""
 
 
@@ -46,6 +48,7 @@ class Launcher:
         self._wanted = self._http.port if port is None else port
         self._say = say
         self._children = Descendants(os.getpid())
+        self._ray_runs = False
         self.port = 0
 
     def run(self) -> int:
@@ -86,6 +89,7 @@ class Launcher:
         import ray
 
         engine = self._config.engine
+        self._ray_runs = True
         ray.init(
             address="local",
             namespace="serve",
@@ -105,6 +109,7 @@ class Launcher:
 
         from serve_app.serving import engine_app, gateway_app
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         builders = {"engine": engine_app.build, "gateway": gateway_app.build}
         settings = self._config.serve
         serve.start(
@@ -134,8 +139,10 @@ class Launcher:
         host = self._http.host if self._http.host not in ("0.0.0.0", "::") else "127.0.0.1"
         address = f"http://[{host}]:{self.port}/ready" if ":" in host else f"http://{host}:{self.port}/ready"
         deadline_s = time.monotonic() + START_S
+        gateways: set[str] = set()
         while time.monotonic() < deadline_s:
-            if _answers(address):
+            gateways |= _ready_gateways(address)
+            if len(gateways) >= self._config.gateway.replicas:
                 return None
             for name, application in serve.status().applications.items():
                 if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -145,37 +152,42 @@ class Launcher:
 
     def _stop(self) -> None:
         """End everything within ten seconds, whatever state it is in. Nothing that we started survives."""
+        if not self._ray_runs:
+            return
         self._children.look()
-        _bounded(_say_farewell, FAREWELL_S)
-        self._children.look()
-        _bounded(_stop_serve, STOP_SERVE_S)
-        _bounded(_stop_ray, STOP_RAY_S)
+        # Ray forwards what its processes say about dying in the wrong order.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+            _bounded(_say_farewell, FAREWELL_S)
+            self._children.look()
+            _bounded(_stop_serve, STOP_SERVE_S)
+            _bounded(_stop_ray, STOP_RAY_S)
         self._children.kill()
 
 
 def _say_farewell() -> None:
-    """Let the engines tell everybody that the server goes."""
-    from ray import serve
+    """Let the engines tell everybody that the server goes, and wait until they have."""
+    asyncio.run(_farewell())
 
-    from serve_app.serving.directory import HEARTBEAT_S
-    from serve_app.serving.ray_calls import close_directory
 
-    if any(application.deployments for application in serve.status().applications.values()):
-        close_directory()
-        time.sleep(HEARTBEAT_S)
+async def _farewell() -> None:
+    from serve_app.serving.ray_calls import DirectoryHandle
+
+    directory = DirectoryHandle()
+    await directory.close()
+    while any(card.used or not card.draining for card in await directory.engines()):
+        await asyncio.sleep(POLL_S)
 
 
 def _stop_serve() -> None:
     from ray import serve
 
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _stop_ray() -> None:
     import ray
 
-    end: Any = ray.shutdown  # Ray has not typed it
-    end()
+    ray.shutdown()
 
 
 def _bounded(work: Callable[[], None], limit_s: float) -> None:
@@ -199,12 +211,13 @@ def _on_signals(handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _answers(address: str) -> bool:
+def _ready_gateways(address: str) -> set[str]:
+    """Ask whichever gateway the proxy picks, which takes turns: its name if it is ready."""
     try:
         with urllib.request.urlopen(address, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:  # what urllib raises, refusals included
-        return False
+            return {str(json.loads(response.read())["gateway"])}
+    except (OSError, ValueError, LookupError):  # refusals included; the proxy's own words before there is a gateway
+        return set()
 
 
 def _first_cause(application: Any) -> str:

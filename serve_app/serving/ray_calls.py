@@ -39,6 +39,10 @@ class DirectoryHandle:
         """The bytes of a text model."""
         return cast(bytes | None, await self._handle.text_model.remote(digest))
 
+    async def close(self) -> None:
+        """Tell every engine to end its sessions."""
+        await self._handle.close.remote()
+
 
 class LeaseHandle:
     """Calls for slots. Ray picks an engine that has one."""
@@ -63,12 +67,6 @@ class LeaseHandle:
 
 def _cancel(response: Any) -> None:
     response.cancel()
-
-
-def close_directory() -> None:
-    """Tell every engine to end its sessions. Blocks for the answer; not for use on an event loop."""
-    handle = serve.get_deployment_handle(DIRECTORY_DEPLOYMENT, app_name=ENGINE_APPLICATION)
-    handle.close.remote().result(timeout_s=1.0)
 
 
 def node_address() -> str:

@@ -108,11 +108,18 @@ def eventually(what: Callable[[], T], limit_s: float) -> T:
         pause.wait(POLL_S)
 
 
-def changed(config: str, folder: Path, engine: Mapping[str, Any], gateway: Mapping[str, Any]) -> Path:
+def changed(
+    config: str,
+    folder: Path,
+    engine: Mapping[str, Any] | None = None,
+    gateway: Mapping[str, Any] | None = None,
+    http: Mapping[str, Any] | None = None,
+) -> Path:
     """A shipped configuration with some args replaced, written to the folder."""
     content = yaml.safe_load((ROOT / "configs" / config).read_text())
+    content["http_options"] |= http or {}
     for application in content["applications"]:
-        application["args"] |= engine if application["name"] == "engine" else gateway
+        application["args"] |= (engine if application["name"] == "engine" else gateway) or {}
     path = folder / config
     path.write_text(yaml.safe_dump(content))
     return path

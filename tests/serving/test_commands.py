@@ -1,0 +1,141 @@
+"""The commands that people type: how they start, what they say, how they end."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app import cli
+from serve_app.config import KEY_VARIABLE
+from tests.serving.cluster import ROOT, START_S, Cluster, changed, eventually, running, up
+from tests.serving.conversation import loudest_hz, tone, visit
+
+DEMO_CHECKPOINT = ROOT / "serve_app" / "demo" / "checkpoint"
+STOP_S = 10.0
+KEY = "a-key-of-enough-length"
+
+
+async def speak(cluster: Cluster, frames: int = 25) -> int:
+    """Hold a conversation of so many frames. Returns how many audio messages came back."""
+    async with visit(cluster.chat) as visitor:
+        listening = asyncio.create_task(visitor.listen())
+        await visitor.say_in_real_time(tone(440, frames))
+        await asyncio.sleep(0.5)
+        listening.cancel()
+        await asyncio.wait({listening})
+    return visitor.messages
+
+
+def test_ctrl_c_tells_visitors_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def talk(cluster: Cluster) -> float:
+        async with visit(cluster.chat) as visitor:
+            await visitor.say(tone(440, 1))
+            began_s = time.monotonic()
+            cluster.family.look()
+            cluster.process.send_signal(signal.SIGINT)
+            await visitor.listen()
+        assert (visitor.close_code, visitor.close_reason) == (1012, "draining")
+        return began_s
+
+    with up(changed("passthrough.yaml", tmp_path, {"slots": 2})) as cluster:
+        began_s = asyncio.run(talk(cluster))
+        assert cluster.process.wait(STOP_S) == 0
+        assert time.monotonic() - began_s <= STOP_S
+        assert cluster.family.left() == []
+        assert "Traceback" not in cluster.output
+
+
+def test_beyond_loopback_a_key_is_asked_for_and_taken_in_a_header_or_the_query(tmp_path: Path) -> None:
+    async def talk(cluster: Cluster) -> None:
+        with pytest.raises(Exception, match="401"):
+            await speak(cluster, 1)
+        async with visit(cluster.chat, additional_headers={"Authorization": f"Bearer {KEY}"}):
+            pass
+        async with visit(f"{cluster.chat}?worker_auth_id={KEY}"):
+            pass
+
+    config = changed("passthrough.yaml", tmp_path, http={"host": "0.0.0.0"})
+    with up(config, {KEY_VARIABLE: KEY}) as cluster:
+        asyncio.run(talk(cluster))
+        assert KEY not in cluster.output
+        assert cluster.interrupt(STOP_S) == 0
+
+
+def test_serve_run_works_and_warns_of_the_slow_proxy_with_the_right_command(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = changed("passthrough.yaml", tmp_path, {"slots": 2}, http={"port": port})
+    with running([str(Path(sys.executable).parent / "serve"), "run", str(config)]) as (process, lines):
+        cluster = Cluster(process, lines, port)
+        eventually(lambda: process.poll() is not None or cluster.ready(), START_S)
+        assert cluster.info()["proxy_mode"] == "python"
+        assert asyncio.run(speak(cluster)) == 25
+        assert "serve_app up" in cluster.output
+
+
+def test_prod_with_checkpoint_device_and_gpus_replaced_holds_a_conversation(tmp_path: Path) -> None:
+    if not (DEMO_CHECKPOINT / "config.json").is_file():
+        pytest.skip("serve_app/demo/checkpoint is not there yet: nothing small enough to serve as prod.yaml does")
+    replaced = {"checkpoint": {"folder": str(DEMO_CHECKPOINT)}, "device": "cpu", "num_gpus": 0}
+    with up(changed("prod.yaml", tmp_path, replaced)) as cluster:
+        messages = asyncio.run(speak(cluster))
+        assert messages > 0
+        info = cluster.info()
+        assert set(info["engines"][0]["stage_ms"]) >= {"encode", "lm", "depformer", "decode"}
+        assert info["bit_rate"]["raw_to_tokens"] > 100
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "passthrough.yaml", "prod.yaml"])
+def test_a_shipped_file_is_what_ray_expects(name: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "configs" / name).read_text()))
+    assert [application.name for application in schema.applications] == ["engine", "gateway"]
+    assert schema.http_options.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "passthrough.yaml", "prod.yaml"])
+def test_both_builders_take_what_a_shipped_file_says(name: str) -> None:
+    from ray.serve import Application
+
+    from serve_app.serving import engine_app, gateway_app
+
+    engine, gateway = yaml.safe_load((ROOT / "configs" / name).read_text())["applications"]
+    assert isinstance(engine_app.build(engine["args"]), Application)
+    assert isinstance(gateway_app.build(gateway["args"]), Application)
+
+
+def test_a_wrong_file_ends_the_command_with_the_file_and_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed("passthrough.yaml", tmp_path, {"slotz": 3})
+    assert cli.main(["up", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert "slotz: unknown key" in said
+
+
+def test_other_hosts_without_a_key_end_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    path = changed("passthrough.yaml", tmp_path, http={"host": "0.0.0.0"})
+    assert cli.main(["up", str(path)]) == 2
+    assert KEY_VARIABLE in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["talk", "plan"])
+def test_other_commands_read_their_own_arguments(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert f"serve_app {command}" in capsys.readouterr().out
