@@ -44,7 +44,7 @@ def build(work: Path, out: Path, *, seed: int = SEED, recipe: Recipe | None = No
     heard = talks(seed, held_out=False)
     LOG.info("%d voices, %.0f min of speech", len(heard), sum(talk.seconds for talk in heard) / 60)
     trainer = Trainer(recipe or Recipe(), Segments(heard))
-    mimi = trainer.run(work / "codec.pt").eval()
+    mimi = as_stored(trainer.run(work / "codec.pt")).eval()
     tokenizer = train_tokenizer(seed)
     phrases = read_phrases(tokenizer)
     silence = silence_codes(mimi, CARRIED)
@@ -71,6 +71,13 @@ def write(out: Path, mimi: Mimi, lm_config: dict[str, Any], lm: dict[str, Tensor
     save_file(mimi_tensors(mimi), out / "mimi.safetensors")
     for path in out.iterdir():
         path.chmod(0o644)  # safetensors writes for its owner alone
+
+
+def as_stored(mimi: Mimi) -> Mimi:
+    """The codec with its weights rounded as the file rounds them: codes of silence and of speech must be the file's."""
+    rounded = {key: value.to(torch.bfloat16).float() for key, value in mimi.state_dict().items()}
+    mimi.load_state_dict(rounded)
+    return mimi
 
 
 def mimi_json(config: MimiConfig) -> dict[str, Any]:

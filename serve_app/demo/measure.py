@@ -17,6 +17,7 @@ from serve_app.demo.synthesis import Pcm, Talk
 from serve_app.model.duplex import Duplex
 from serve_app.model.lm import LM, Given
 from serve_app.model.mimi import Mimi
+from serve_app.model.sampling import needs_whole
 from serve_app.model.state import all_rows
 from serve_app.spec import GREEDY, Sampling
 from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
@@ -87,11 +88,12 @@ def converse(duplex: Duplex, recordings: Sequence[Pcm], sampling: Sampling = GRE
         seeds = {"text_seed": sampling.text_seed + row, "audio_seed": sampling.audio_seed + row}
         state.lm.sampling.set(row, dataclasses.replace(sampling, **seeds))
     rows, given = all_rows(count), Given.nothing(count, duplex.lm.config.dep_q)
+    whole = needs_whole(sampling, duplex.lm.config.text_card, duplex.lm.config.card)
     steps = []
     for frame in torch.split(pcm, FRAME_SAMPLES, dim=1):
         heard = duplex.encode(frame[:, None], state, rows)
-        thought = duplex.think(heard, state, rows, given.text)
-        spoken = duplex.speak(thought, state, rows, given.audio)
+        thought = duplex.think(heard, state, rows, given.text, whole=whole)
+        spoken = duplex.speak(thought, state, rows, given.audio, whole=whole)
         said = duplex.lm.advance(thought.text, spoken.codes, state.lm, rows)
         steps.append((heard.codes, said.codes, said.text, duplex.decode(said, state, rows)))
     heard_codes, codes, text, voice = (torch.stack(part) for part in zip(*steps, strict=True))
@@ -115,8 +117,8 @@ def parrot_accuracy(lm: LM, steps: int, rows: int, sampling: Sampling, seed: int
     for row in range(rows):
         seeds = {"text_seed": sampling.text_seed + row, "audio_seed": sampling.audio_seed + row}
         state.sampling.set(row, dataclasses.replace(sampling, **seeds))
-    live = all_rows(rows)
-    said = torch.stack([lm.step(codes, state, live).codes for codes in heard])
+    live, whole = all_rows(rows), needs_whole(sampling, lm.config.text_card, lm.config.card)
+    said = torch.stack([lm.step(codes, state, live, whole=whole).codes for codes in heard])
     return repeated(heard, said)
 
 
