@@ -25,6 +25,8 @@ from serve_app.serving.environment import environment, free_port, haproxy_works
 OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 """Frames never travel through Ray's object store; this is about the least that it accepts."""
 POLL_S: Final = 0.2
+EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that mean all of this machine's, and where such a server is reached from here."""
 START_S: Final = 1_800.0
 """The 7B weights have to be fetched and loaded in this."""
 FAREWELL_S: Final = 4.0
@@ -80,7 +82,8 @@ class Launcher:
         if problem is not None:
             self._say(f"cannot start: {problem}")
             return 1
-        name = "localhost" if is_loopback(self._http.host) else self._http.host
+        here = is_loopback(self._http.host) or self._http.host in EVERYWHERE
+        name = "localhost" if here else self._http.host
         self._say(f"http://{name}:{self.port}")
         while True:
             signal.pause()
@@ -136,7 +139,7 @@ class Launcher:
         """Wait for the first conversation to be possible. Returns why it never will be."""
         from ray import serve
 
-        host = self._http.host if self._http.host not in ("0.0.0.0", "::") else "127.0.0.1"
+        host = EVERYWHERE.get(self._http.host, self._http.host)
         address = f"http://[{host}]:{self.port}/ready" if ":" in host else f"http://{host}:{self.port}/ready"
         deadline_s = time.monotonic() + START_S
         gateways: set[str] = set()

@@ -66,7 +66,7 @@ class Cluster:
         """Whether a conversation can start."""
         try:
             return self.get("/ready")[0] == 200
-        except OSError:
+        except (OSError, ValueError):  # no proxy yet, or a proxy that knows no gateway yet and says so in plain text
             return False
 
     def replicas(self, deployment: str) -> list[int]:
