@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from serve_app.engine.engine import Engine
@@ -55,7 +55,7 @@ class LeaseDesk:
         self._server = await LinkServer.start(port, host, ports)
         return self._server
 
-    async def lease(self, spec: SessionSpec) -> AsyncIterator[Answer]:
+    async def lease(self, spec: SessionSpec) -> AsyncGenerator[Answer, None]:
         """Hold a slot while the caller iterates: yields one grant, ends with the session. Closing it frees the slot.
 
         A refusal is yielded and not raised, because Ray logs a trace for what is raised.
@@ -78,13 +78,17 @@ class LeaseDesk:
             self._freed.set()
 
     async def _acquire(self, spec: SessionSpec) -> Lease:
-        try:
-            return self._engine.acquire(spec)
-        except EngineFull:
+        deadline_s = self._loop.time() + CHANGEOVER_S
+        while True:
             self._freed.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._freed.wait(), CHANGEOVER_S)
-        return self._engine.acquire(spec)
+            try:
+                return self._engine.acquire(spec)
+            except EngineFull:
+                left_s = deadline_s - self._loop.time()
+                if left_s <= 0:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), left_s)
 
     async def _wait(self, key: Key, held: _Held) -> None:
         try:

@@ -1,13 +1,10 @@
 """The commands that people type: how they start, what they say, how they end."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
 import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ import yaml
 from serve_app import cli
 from serve_app.config import KEY_VARIABLE
 from tests.serving.cluster import ROOT, START_S, Cluster, changed, eventually, running, up
-from tests.serving.conversation import loudest_hz, tone, visit
+from tests.serving.conversation import tone, visit
 
 DEMO_CHECKPOINT = ROOT / "serve_app" / "demo" / "checkpoint"
 STOP_S = 10.0

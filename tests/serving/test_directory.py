@@ -1,0 +1,141 @@
+"""What the directory remembers, and what a gateway makes of it."""
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from serve_app.errors import EngineDraining, EngineFull, EngineLost
+from serve_app.serving.directory import EXPIRY_S, Directory, EngineCard
+from serve_app.serving.roster import STALE_S, Roster
+
+CARD = EngineCard(
+    engine="one",
+    address="127.0.0.1:1",
+    slots=4,
+    used=1,
+    draining=False,
+    healthy=True,
+    model="m",
+    device="cpu",
+    dtype="float32",
+    state_bytes_per_slot=0,
+    process_bytes=0,
+    dep_q=8,
+    codebook_bits=11,
+    stage_ms={},
+    rows_per_tick=0.0,
+    versions={},
+    text_model="",
+    counters={},
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Client:
+    """A directory in the same process."""
+
+    def __init__(self, *cards: EngineCard) -> None:
+        self.cards = list(cards)
+
+    async def engines(self) -> list[EngineCard]:
+        return list(self.cards)
+
+    async def text_model(self, digest: str) -> bytes | None:
+        return None
+
+
+def roster(client: Client, clock: Clock, lost: set[str] | None = None) -> Roster:
+    async def warm(engines: object) -> None:
+        pass
+
+    made = Roster(client, clock, warm, lambda: lost or set())
+    asyncio.run(made.refresh())
+    return made
+
+
+def test_an_engine_that_says_nothing_is_forgotten() -> None:
+    clock = Clock()
+    directory = Directory(clock)
+    directory.report(CARD)
+    clock.now_s = EXPIRY_S
+    assert directory.engines() == [CARD]
+    clock.now_s = EXPIRY_S + 0.1
+    assert directory.engines() == []
+
+
+def test_the_last_card_of_an_engine_counts() -> None:
+    directory = Directory(Clock())
+    directory.report(CARD)
+    busy = dataclasses.replace(CARD, used=4)
+    directory.report(busy)
+    assert directory.engines() == [busy]
+
+
+def test_engines_are_told_to_drain_once_everything_closes() -> None:
+    directory = Directory(Clock())
+    assert directory.report(CARD) is False
+    directory.close()
+    assert directory.report(CARD) is True
+
+
+def test_a_text_model_is_kept_for_gateways() -> None:
+    directory = Directory(Clock())
+    assert directory.text_model("digest") is None
+    directory.offer_text_model("digest", b"bytes")
+    assert directory.text_model("digest") == b"bytes"
+
+
+def test_a_free_slot_is_no_obstacle() -> None:
+    assert roster(Client(CARD), Clock()).obstacle() is None
+
+
+def test_no_engine_or_only_sick_ones_is_engine_lost() -> None:
+    assert isinstance(roster(Client(), Clock()).obstacle(), EngineLost)
+    assert isinstance(roster(Client(dataclasses.replace(CARD, healthy=False)), Clock()).obstacle(), EngineLost)
+
+
+def test_all_draining_and_all_taken_are_told_apart() -> None:
+    assert isinstance(roster(Client(dataclasses.replace(CARD, draining=True)), Clock()).obstacle(), EngineDraining)
+    assert isinstance(roster(Client(dataclasses.replace(CARD, used=4)), Clock()).obstacle(), EngineFull)
+
+
+def test_one_engine_with_room_is_enough() -> None:
+    full = dataclasses.replace(CARD, engine="two", used=4)
+    assert roster(Client(full, CARD), Clock()).obstacle() is None
+
+
+def test_old_news_is_no_news() -> None:
+    clock = Clock()
+    made = roster(Client(CARD), clock)
+    clock.now_s = STALE_S + 0.1
+    assert isinstance(made.obstacle(), EngineLost)
+
+
+def test_an_engine_whose_connection_broke_is_gone_at_once_and_its_successor_is_not() -> None:
+    lost: set[str] = set()
+    client = Client(CARD)
+    made = roster(client, Clock(), lost)
+    lost.add(CARD.address)
+    assert isinstance(made.obstacle(), EngineLost)
+    lost.clear()
+    client.cards.append(dataclasses.replace(CARD, engine="successor"))
+    asyncio.run(made.refresh())
+    assert [card.engine for card in made.engines] == ["successor"]
+
+
+def test_a_gateway_is_not_ready_before_it_is_warm() -> None:
+    async def cold(engines: object) -> None:
+        raise LookupError
+
+    made = Roster(Client(CARD), Clock(), cold, set)
+    with pytest.raises(LookupError):
+        asyncio.run(made.refresh())
+    assert isinstance(made.obstacle(), EngineLost)
