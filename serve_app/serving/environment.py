@@ -22,13 +22,15 @@ THROUGHPUT: Final = {
 """What ``RAY_SERVE_THROUGHPUT_OPTIMIZED`` stands for, spelled out: the short form prints nine lines at every start."""
 
 
-def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int]) -> dict[str, str]:
+def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int, int]) -> dict[str, str]:
     """What must be set before Ray is imported.
 
     Args:
         haproxy: use the fast proxy.
         drain_s: how long a gateway that is replaced keeps its conversations; Ray waits it out even when there are none.
-        ports: for the proxy's statistics and metrics, which would else be the same for everybody on this machine.
+        ports: for the fast proxy's statistics, its metrics, and the slow proxy that it falls back to. They would else
+            be the same for everybody on this machine, and the last is even shared without a word: visitors of a
+            deployment whose gateways are not there yet would be answered by another deployment.
     """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
@@ -37,6 +39,7 @@ def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int]) -> dic
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(CONVERSATION_S),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[1]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_DEDUP_LOGS": "0",

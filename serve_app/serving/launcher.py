@@ -75,7 +75,7 @@ class Launcher:
 
     def _serve(self) -> int:
         haproxy = haproxy_works()
-        ports = (free_port("127.0.0.1", 0), free_port("127.0.0.1", 0))
+        ports = (free_port("127.0.0.1", 0), free_port("127.0.0.1", 0), free_port("127.0.0.1", 0))
         os.environ.update(environment(haproxy=haproxy, drain_s=self._config.gateway.drain_s, ports=ports))
         self._start_ray()
         problem = self._deploy() or self._wait_until_ready()

@@ -37,11 +37,12 @@ def test_a_host_that_is_not_ours_is_a_configuration_error() -> None:
 
 
 def test_the_environment_says_which_proxy_and_how_long_to_drain() -> None:
-    values = environment(haproxy=True, drain_s=0, ports=(1, 2))
+    values = environment(haproxy=True, drain_s=0, ports=(1, 2, 3))
     assert values["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert values["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] == "0"
+    assert values["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] == "3"
     assert int(values["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= 3600
-    assert environment(haproxy=False, drain_s=0, ports=(1, 2))["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert environment(haproxy=False, drain_s=0, ports=(1, 2, 3))["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 def test_descendants_are_found_remembered_and_ended() -> None:
