@@ -10,12 +10,10 @@ import pytest
 import sphn
 from websockets.asyncio.client import connect
 
-from load_tests.speech import voice
+from load_tests.memory import listening_ports
 from load_tests.strangers import AMPLITUDE, WARM_UP_FRAMES, judged, sung, voice_hz
-from serve_app.client.wav import write_wav
-from serve_app.demo.build import CHECKPOINT
-from serve_app.demo.recording import read_recording
-from serve_app.units import SAMPLE_RATE_HZ
+from serve_app.demo.recording import FOLDER, NAME, read_recording
+from serve_app.units import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from tests.client.loop import in_loop
 from tests.serving.cluster import ROOT, Cluster, eventually, up
 from tests.serving.conftest import SLOTS
@@ -24,10 +22,14 @@ from tests.serving.reference import AT_ONCE_FRAMES, SoundCard, reference_client
 from tests.web.browser import CHROMIUM, Browser, Page
 
 FREE_S = 15.0
-SINGER = 40  # at 2,600 Hz: above every harmonic of the voice that the browser's microphone hears
+SINGER = 40  # a tone of 2,600 Hz, where speech has little
 FRAMES = 60
 EARLY_FRAMES = AT_ONCE_FRAMES + 4
 """At most so many frames of the reference client come before its handshake and are dropped."""
+LAGS = 40
+"""Frames: a parrot's second, and the sound card's queue."""
+LOUD = 0.04
+QUIET = 0.001
 WEB_CLIENT_QUERY = (
     "worker_auth_id=&email=&text_temperature=0.7&text_topk=25&audio_temperature=0.8&audio_topk=250&pad_mult=0"
     "&text_seed=1&audio_seed=2&repetition_penalty_context=64&repetition_penalty=1"
@@ -45,14 +47,15 @@ TAPE = """
 """
 """What the page sends and gets, as payloads of audio messages."""
 
+DEMO_CHECKPOINT = ROOT / "serve_app" / "demo" / "checkpoint" / "config.json"
+
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"NOT TESTED: the page; there is no {CHROMIUM}")
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    microphone = tmp_path_factory.mktemp("microphone") / "voice.wav"
-    write_wav(microphone, voice(8.0))
-    with Browser.launched(microphone=microphone) as browser:
+def browser() -> Iterator[Browser]:
+    """Its microphone hears half a minute of people who talk, over and over."""
+    with Browser.launched(microphone=FOLDER / f"{NAME}.wav") as browser:
         yield browser
 
 
@@ -109,13 +112,14 @@ async def test_the_reference_client_and_a_browser_hear_themselves_at_the_same_ti
             await asyncio.sleep(0.5)
             assert await asyncio.to_thread(lambda: eventually(lambda: idle.info()["slots_used"] == 2, 5))
         await page.until("document.querySelector('#orb-it').style.getPropertyValue('--level') > 0.3")
-        said, heard = await taped(page, "sent"), await taped(page, "heard")
+        heard = await taped(page, "heard")
+        said = await taped(page, "sent")
         assert page.console == []
     assert {level for level, _ in diary.logged} <= {"info", "warning"}
     assert [msg for level, msg in diary.logged if level == "warning"] == ["unknown message kind 0"]  # the handshake
     assert 4 * SAMPLE_RATE_HZ < len(heard) <= len(said)
     assert likeness(said[: len(heard)], heard) > 0.9
-    assert level_at(heard, voice_hz(SINGER)) < 0.002
+    assert level_at(heard, voice_hz(SINGER)) < AMPLITUDE / 20
     assert_sung(card)
 
 
@@ -149,3 +153,50 @@ async def test_the_handshake_is_what_the_rust_and_web_clients_expect(idle: Clust
         await visitor.say(tone(440, 2))
         await visitor.listen_for(2)
         assert visitor.errors == []
+
+
+@needs_chromium
+@pytest.mark.skipif(not DEMO_CHECKPOINT.exists(), reason=f"NOT TESTED: the demo; there is no {DEMO_CHECKPOINT}")
+def test_the_demo_repeats_each_of_them_to_themselves_and_writes(idle: Cluster, browser: Browser) -> None:
+    with up(ROOT / "configs" / "demo.yaml") as cluster:
+        assert not listened_to(cluster) & listened_to(idle), "two deployments would answer for each other"
+        in_loop(_talk_to_the_demo)(cluster, browser)
+
+
+async def _talk_to_the_demo(cluster: Cluster, browser: Browser) -> None:
+    talk = read_recording()
+    start, stop = talk.spans[0]
+    spoken = np.concatenate([np.zeros(SAMPLE_RATE_HZ), talk.pcm[start:stop], np.zeros(3 * SAMPLE_RATE_HZ)])
+    script = spoken[: len(spoken) // FRAME_SAMPLES * FRAME_SAMPLES].astype(np.float32).reshape(-1, FRAME_SAMPLES)
+    card = SoundCard(script)
+    async with browser.page(f"http://localhost:{cluster.port}/") as page:
+        await page.evaluate(TAPE)
+        await page.click("#toggle")
+        await page.until("document.body.dataset.state === 'live'")
+        async with reference_client(cluster.port, card) as diary:
+            await until(lambda: card.said == len(script))
+        await page.until("document.querySelector('#orb-it').style.getPropertyValue('--level') > 0.3")
+        await page.until("document.querySelector('#text').innerText.trim()")
+        assert page.console == []
+        neighbour = loudness(await taped(page, "heard"))
+    assert diary.text.strip()
+    assert [level for level, _ in diary.logged].count("error") == 0
+    said, heard = loudness(spoken), loudness(np.concatenate(card.played))
+    likenesses = [np.corrcoef(said[: len(heard) - lag], heard[lag : lag + len(said)])[0, 1] for lag in range(LAGS)]
+    lag = int(np.argmax(likenesses))
+    assert likenesses[lag] > 0.7
+    assert neighbour.max() > LOUD  # somebody else was repeated all the while
+    quiet = np.convolve(said, np.ones(5), "same")[: len(heard) - lag] < QUIET  # nothing within two frames
+    assert heard[lag:][: len(quiet)][quiet].max() < LOUD / 2
+
+
+def listened_to(cluster: Cluster) -> set[int]:
+    """Ports on which any process of a deployment waits for connections."""
+    cluster.family.look()
+    return {port for process in cluster.family.left() for port in listening_ports(process)}
+
+
+def loudness(pcm: Pcm) -> Pcm:
+    """Root mean square of each frame."""
+    frames = pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+    return np.sqrt(np.mean(frames.astype(np.float32) ** 2, axis=1))
