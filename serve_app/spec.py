@@ -8,6 +8,8 @@ from typing import Final
 from serve_app.errors import ParameterRefused
 
 MAX_TEMPERATURE: Final = 10.0
+MIN_TEMPERATURE: Final = 1e-3
+"""The least above greedy: below it logits divided by temperature leave fp32."""
 MAX_TOP_K: Final = 1 << 16
 MAX_SEED: Final = (1 << 63) - 1
 
@@ -35,8 +37,9 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("text_temperature", "audio_temperature"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and 0.0 <= value <= MAX_TEMPERATURE):
-                raise ParameterRefused(name, value, f"must be between 0 and {MAX_TEMPERATURE:g}")
+            if not (math.isfinite(value) and (value == 0.0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE)):
+                why = f"must be 0 (greedy) or between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
+                raise ParameterRefused(name, value, why)
         for name, limit in (
             ("text_top_k", MAX_TOP_K),
             ("audio_top_k", MAX_TOP_K),

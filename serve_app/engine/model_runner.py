@@ -66,7 +66,7 @@ class ModelRunner:
         self._host_pcm.numpy()[:count, 0] = batch.pcm
         pcm = self._host_pcm[:count].to(self._device, non_blocking=True)
         slots = torch.tensor(batch.slots, device=self._device)
-        rows = Rows.of(slots, torch.ones_like(slots, dtype=torch.bool), self._slots)
+        rows = Rows.of(slots, torch.ones_like(slots, dtype=torch.bool), self._slots, _run(batch.slots))
         output = self._tick(pcm, rows, self._whole_rows(batch.slots))
         return TickResult(
             pcm=output.pcm.cpu().numpy(),
@@ -130,3 +130,8 @@ class ModelRunner:
 
     def _index(self, *slots: int) -> Tensor:
         return torch.tensor(slots, device=self._device)
+
+
+def _run(slots: npt.NDArray[np.int64]) -> int | None:
+    """The first slot where the slots follow one another, so that their state is read in place."""
+    return int(slots[0]) if bool((np.diff(slots) == 1).all()) else None

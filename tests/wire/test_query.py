@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import ParameterRefused
-from serve_app.spec import MAX_SEED, Sampling
+from serve_app.spec import MAX_SEED, MIN_TEMPERATURE, Sampling
 from serve_app.wire.query import parse_chat_query
 
 WEB_CLIENT = {
@@ -94,7 +94,7 @@ def test_refusal_is_a_bad_request_before_the_upgrade() -> None:
     assert refused(text_topk="-5").http_status == 400
 
 
-@given(st.floats(0, 10), st.integers(0, 1 << 16), st.integers(0, MAX_SEED))
+@given(st.just(0.0) | st.floats(MIN_TEMPERATURE, 10), st.integers(0, 1 << 16), st.integers(0, MAX_SEED))
 def test_what_python_prints_is_read_back(temperature: float, top_k: int, seed: int) -> None:
     query = {"text_temperature": repr(temperature), "audio_topk": str(top_k), "audio_seed": str(seed)}
     got = parse_chat_query(query).sampling
