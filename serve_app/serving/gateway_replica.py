@@ -99,6 +99,7 @@ class GatewayReplica:
                 await self._lease(session)
             except ChorusError as error:
                 self._meter.refused(error.reason)
+                logger.info("conversation refused reason=%s engines=%d", error.reason, len(self._roster.engines))
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
@@ -108,10 +109,11 @@ class GatewayReplica:
                 await asyncio.shield(session.close())
 
     async def _lease(self, session: Session) -> None:
-        obstacle = self._roster.obstacle()
-        if obstacle is not None and not isinstance(obstacle, EngineFull):  # a slot may be free since a second ago
-            raise obstacle
-        await session.lease(self._settings.grant_wait_s)
+        """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth."""
+        try:
+            await session.lease(self._settings.grant_wait_s)
+        except EngineFull as full:
+            raise self._roster.obstacle() or full from None
 
     async def _converse(self, socket: WebSocket, session: Session) -> None:
         connection = Connection(

@@ -117,7 +117,7 @@ class Session:
                     return
                 granted.set_result(answer)
         except Exception as error:  # noqa: BLE001 -- Ray raises many kinds when an engine goes
-            logger.debug("a lease ended: %r", error)
+            logger.warning("a lease ended: %r", error)
         finally:
             if not granted.done():
                 granted.set_exception(EngineLost())

@@ -7,7 +7,7 @@ import pytest
 from tests.serving.cluster import Cluster, changed, up
 
 SLOTS = 3
-SILENCE_S = 2.0
+SILENCE_S = 4.0
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import sphn
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 SAMPLE_RATE_HZ: Final = 24_000
 FRAME_SAMPLES: Final = 1_920
 FRAME_S: Final = 0.08
 TEST_S: Final = 30.0
+VISITS: Final = 4
+COME_AGAIN_S: Final = 1.0
 
 Pcm = npt.NDArray[np.float32]
 
@@ -93,12 +95,26 @@ class Visitor:
 
 @contextlib.asynccontextmanager
 async def visit(address: str, **options: Any) -> AsyncIterator[Visitor]:
-    """Open a conversation and wait for its handshake. Bounded in time as a whole."""
-    async with asyncio.timeout(TEST_S), connect(address, compression=None, **options) as socket:
+    """Open a conversation and wait for its handshake; come again when told to. Bounded in time as a whole.
+
+    On a machine that is busy with other things an engine may answer later than the gateway waits.
+    """
+    async with asyncio.timeout(TEST_S), await _connect(address, **options) as socket:
         first = await socket.recv()
         assert isinstance(first, bytes)
         assert first[0] == 0, first[:80]
         yield Visitor(socket)
+
+
+async def _connect(address: str, **options: Any) -> ClientConnection:
+    for _ in range(VISITS):
+        try:
+            return await connect(address, compression=None, **options)
+        except InvalidStatus as refused:
+            if refused.response.status_code != 503:
+                raise
+            await asyncio.sleep(COME_AGAIN_S)
+    return await connect(address, compression=None, **options)
 
 
 def tone(frequency_hz: float, frames: int) -> Pcm:

@@ -137,6 +137,16 @@ def test_a_visitor_that_vanishes_gives_its_slot_back(cluster: Cluster) -> None:
     eventually(lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
 
 
+def test_a_visitor_that_hides_its_going_from_ray_gives_its_slot_back_too(cluster: Cluster) -> None:
+    async def talk() -> None:
+        async with visit(cluster.chat, additional_headers={"x-request-disconnect-disabled": "?1"}) as visitor:
+            await asyncio.to_thread(eventually, lambda: cluster.info()["slots_free"] == SLOTS - 1, 5)
+            visitor.socket.transport.abort()
+
+    run(talk())
+    eventually(lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
+
+
 @pytest.mark.parametrize("content", ["hello", b"", b"\x63what is this"])
 def test_meaningless_messages_are_dropped_until_patience_ends(cluster: Cluster, content: str | bytes) -> None:
     async def talk() -> None:
