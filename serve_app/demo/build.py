@@ -1,8 +1,8 @@
 """Rebuilds the checkpoint that ships, from nothing: ``python -m serve_app.demo.build``.
 
 Speech from espeak-ng, a codec trained on it, a language model whose weights are written down, a tokenizer; all from one
-seed. The codec takes most of an hour on one CPU core and resumes where it stopped. Last, everything that the README
-claims about the demo is measured on the written files and logged.
+seed. The codec takes most of an hour on one CPU core and resumes where it stopped. Last, the written files
+are measured (see `report`).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from serve_app.demo import parrot
 from serve_app.demo.ear import fit_ear, silence_codes
 from serve_app.demo.phrases import read_phrases, train_tokenizer
 from serve_app.demo.recording import cut_recording, write_recording
+from serve_app.demo.report import report
 from serve_app.demo.segments import Segments
 from serve_app.demo.synthesis import talks
 from serve_app.demo.train_codec import Recipe, Trainer
@@ -159,6 +160,7 @@ def main() -> None:
         full, free=full.free // less, quantised=full.quantised // less, frozen=full.frozen // less
     )
     build(args.work, args.out, seed=args.seed, recipe=recipe)
+    LOG.info("%s", json.dumps(report(args.out, args.seed)))
 
 
 if __name__ == "__main__":
