@@ -15,6 +15,8 @@ from serve_app.audio.problems import AudioProblem, damaged, not_ogg
 CAPTURE: Final = b"OggS"
 MAX_BAD_PAGES: Final = 8
 """Per call: what is left of the buffer after that many is thrown away, so hostile bytes cost linear time."""
+MAX_CLAIMS: Final = 8
+"""Incomplete pages that overlap; all but one are lies, and more than a few are no accident."""
 MAX_PACKET_BYTES: Final = 8 * 1024
 """The largest sane Opus packet: 120 ms at 510 kb/s is 7,650 bytes."""
 
@@ -64,6 +66,14 @@ class _Verdict(enum.Enum):
     BAD = enum.auto()
 
 
+@dataclasses.dataclass(slots=True)
+class _Claim:
+    """Where a page seems to begin, and how long the buffer must be before more can be said of it."""
+
+    start: int
+    need: int = 0
+
+
 class OggPager:
     """Bytes to pages. Holds at most one incomplete page (65,307 bytes) and has no state it could get stuck in.
 
@@ -71,10 +81,21 @@ class OggPager:
     checksum, so a simple client may leave it out). After anything else it hunts for the next capture pattern. While a
     page is incomplete, a whole page inside its claimed length proves that the claim was a lie: without that a damaged
     length would swallow 65 KB, which is 20 s of voice.
+
+    The work is linear in the bytes fed, however they are split: what was searched is not searched again, a claim is
+    looked at again only when the bytes that it lacked are there, and at most eight claims wait.
+
+    Attributes:
+        checks: how often a claim was looked at; at most the bytes fed.
+        summed_bytes: put through the checksum; at most twenty times the bytes fed.
     """
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._claims: list[_Claim] = []
+        self._searched = 0
+        self.checks = 0
+        self.summed_bytes = 0
 
     @property
     def pending_bytes(self) -> int:
@@ -82,91 +103,120 @@ class OggPager:
 
     def feed(self, data: bytes) -> list[Page | AudioProblem]:
         """Any split of the same bytes gives the same pages. Problems stand where the bad bytes stood."""
-        buffer = self._buffer + data
+        self._buffer += data
         found: list[Page | AudioProblem] = []
         bad = 0
         at = 0
-        while bad < MAX_BAD_PAGES:
-            start = _hunt(buffer, at)
-            if start > at:
-                found.append(not_ogg(buffer[at : at + 64]))
-                bad += 1
-            at = start
-            verdict, size = _judge(buffer, at)
+        told = False  # whether a problem has been reported for what begins there
+        while bad < MAX_BAD_PAGES and (claim := self._ready_claim() or self._next_claim()) is not None:
+            if claim is self._claims[0]:
+                if claim.start > at and not told:
+                    found.append(self._not_ogg(at))
+                    bad += 1
+                at, told = claim.start, False
+            verdict, size = self._judge(claim.start)
             if verdict is _Verdict.WHOLE:
-                found.append(_parse(buffer, at, size))
-                at += size
-                continue
-            if verdict is _Verdict.SHORT:
-                inner, tried = _inner(buffer, at, MAX_BAD_PAGES - bad)
-                bad += tried
-                if inner is None:
-                    break
-                found.append(damaged("cut short"))
-                at = inner
-                continue
-            found.append(damaged("the checksum or header does not fit"))
-            bad += 1
-            at += len(CAPTURE)
-            at = _hunt(buffer, at)
-        self._buffer = buffer[at:] if bad < MAX_BAD_PAGES else b""
+                if claim is not self._claims[0]:
+                    found.append(damaged("cut short"))
+                found.append(_parse(bytes(self._buffer[claim.start : claim.start + size])))
+                at, told = claim.start + size, False
+                self._claims.clear()
+                self._searched = at
+            elif verdict is _Verdict.BAD:
+                if claim is self._claims[0]:
+                    found.append(damaged("the checksum or header does not fit"))
+                    told = True
+                self._claims.remove(claim)
+                bad += 1
+            else:
+                claim.need = claim.start + size
+                if len(self._claims) > MAX_CLAIMS:
+                    del self._claims[0]
+                    found.append(damaged("cut short"))
+                    told = True
+                    bad += 1
+        if bad >= MAX_BAD_PAGES:
+            if self._claims:
+                found.append(damaged("too much of it looks like pages"))
+            self._forget(len(self._buffer))
+        elif self._claims:
+            self._forget(self._claims[0].start)
+        else:
+            rest = _rest(self._buffer, at)
+            if rest > at and not told:
+                found.append(self._not_ogg(at))
+            self._forget(rest)
         return found
 
+    def _ready_claim(self) -> _Claim | None:
+        """The first claim that lacked bytes which are there now."""
+        return next((claim for claim in self._claims if claim.need <= len(self._buffer)), None)
 
-def _hunt(buffer: bytes, at: int) -> int:
-    """Where the next page may start: a capture pattern, or the beginning of one at the very end."""
-    start = buffer.find(CAPTURE, at)
-    if start >= 0:
-        return start
+    def _next_claim(self) -> _Claim | None:
+        """Search on for a capture pattern."""
+        start = self._buffer.find(CAPTURE, self._searched)
+        if start < 0:
+            self._searched = max(self._searched, len(self._buffer) - len(CAPTURE) + 1)
+            return None
+        self._searched = start + len(CAPTURE)
+        self._claims.append(_Claim(start))
+        return self._claims[-1]
+
+    def _judge(self, at: int) -> tuple[_Verdict, int]:
+        """Look at a claim. The second value is the size of a whole page, or what must be there to look again."""
+        self.checks += 1
+        buffer = self._buffer
+        if len(buffer) - at < _HEADER.size:
+            return _Verdict.SHORT, _HEADER.size
+        _, version, flags, _, _, _, crc, segments = _HEADER.unpack_from(buffer, at)
+        if version != 0 or flags > Flag.CONTINUED | Flag.FIRST | Flag.LAST:
+            return _Verdict.BAD, 0
+        body = at + _HEADER.size + segments
+        if len(buffer) < body:
+            return _Verdict.SHORT, _HEADER.size + segments
+        size = _HEADER.size + segments + sum(buffer[body - segments : body])
+        if len(buffer) - at < size:
+            return _Verdict.SHORT, size
+        if crc == 0:
+            return _Verdict.WHOLE, size
+        self.summed_bytes += size
+        fits = crc == checksum(bytes(buffer[at : at + 22]) + bytes(4) + bytes(buffer[at + 26 : at + size]))
+        return (_Verdict.WHOLE if fits else _Verdict.BAD), size
+
+    def _not_ogg(self, at: int) -> AudioProblem:
+        return not_ogg(bytes(self._buffer[at : at + 64]))
+
+    def _forget(self, count: int) -> None:
+        """Let go of the first bytes and of the claims among them."""
+        del self._buffer[:count]
+        self._searched = max(0, self._searched - count)
+        self._claims = [
+            _Claim(claim.start - count, claim.need - count) for claim in self._claims if claim.start >= count
+        ]
+
+
+def _rest(buffer: bytearray, at: int) -> int:
+    """Where a capture pattern may have begun at the very end."""
     for kept in range(min(len(CAPTURE) - 1, len(buffer) - at), 0, -1):
-        if CAPTURE.startswith(buffer[len(buffer) - kept :]):
+        if CAPTURE.startswith(bytes(buffer[len(buffer) - kept :])):
             return len(buffer) - kept
     return len(buffer)
 
 
-def _judge(buffer: bytes, at: int) -> tuple[_Verdict, int]:
-    """Look at what starts with (part of) a capture pattern. The second value is the size of a whole page."""
-    if len(buffer) - at < _HEADER.size:
-        return _Verdict.SHORT, 0
-    _, version, flags, _, _, _, crc, segments = _HEADER.unpack_from(buffer, at)
-    if version != 0 or flags > Flag.CONTINUED | Flag.FIRST | Flag.LAST:
-        return _Verdict.BAD, 0
-    body = at + _HEADER.size + segments
-    if len(buffer) < body:
-        return _Verdict.SHORT, 0
-    size = _HEADER.size + segments + sum(buffer[body - segments : body])
-    if len(buffer) - at < size:
-        return _Verdict.SHORT, 0
-    if crc != 0 and crc != checksum(buffer[at : at + 22] + bytes(4) + buffer[at + 26 : at + size]):
-        return _Verdict.BAD, 0
-    return _Verdict.WHOLE, size
-
-
-def _inner(buffer: bytes, at: int, patience: int) -> tuple[int | None, int]:
-    """A whole page behind an incomplete one, and how many bad ones were tried on the way."""
-    tried = 0
-    while tried < patience and (at := buffer.find(CAPTURE, at + 1)) >= 0:
-        verdict, _ = _judge(buffer, at)
-        if verdict is _Verdict.WHOLE:
-            return at, tried
-        tried += verdict is _Verdict.BAD
-    return None, tried
-
-
-def _parse(buffer: bytes, at: int, size: int) -> Page:
-    _, _, flags, granule, serial, sequence, _, segments = _HEADER.unpack_from(buffer, at)
-    laces = buffer[at + _HEADER.size : at + _HEADER.size + segments]
-    body = at + _HEADER.size + segments
+def _parse(page: bytes) -> Page:
+    _, _, flags, granule, serial, sequence, _, segments = _HEADER.unpack_from(page)
+    body = _HEADER.size + segments
+    laces = page[_HEADER.size : body]
     pieces: list[bytes] = []
     begin = body
     for lace in laces:
         body += lace
         if lace < _LONGEST_LACE:
-            pieces.append(buffer[begin:body])
+            pieces.append(page[begin:body])
             begin = body
     open_ended = bool(laces) and laces[-1] == _LONGEST_LACE
     if open_ended:
-        pieces.append(buffer[begin : at + size])
+        pieces.append(page[begin:])
     return Page(Flag(flags), granule, serial, sequence, tuple(pieces), open_ended)
 
 

@@ -131,6 +131,59 @@ def test_hostile_candidates_cost_bounded_work() -> None:
     assert len(found) <= 10
 
 
+CLAIM = b"OggS\0\0" + bytes(20) + b"\xff" + b"\xff" * 255
+"""The beginning of a page of 65,307 bytes."""
+
+HOARDS = {
+    "nested claims": CLAIM * 130,
+    "claims behind one": CLAIM + b"OggS\0\0" * 6_000,
+    "unread headers": CLAIM + b"OggS" * 9_000,
+    "claims that end one after another": (b"OggS\0\0" + bytes(16) + b"\1\0\0\0\x96" + b"\xff" * 150) * 7
+    + bytes(36_700),
+}
+
+
+@pytest.mark.parametrize("hoard", HOARDS.values(), ids=HOARDS.keys())
+def test_bytes_that_drip_after_a_hostile_message_cost_no_new_scan(hoard: bytes) -> None:
+    pager = OggPager()
+    pager.feed(hoard)
+    checks, summed = pager.checks, pager.summed_bytes
+    for _ in range(2_000):
+        pager.feed(b"\0")
+    assert pager.checks - checks <= 2_000
+    assert pager.summed_bytes - summed <= 20 * (len(hoard) + 2_000)
+
+
+HOSTILE_PIECES = st.sampled_from(
+    [b"OggS", b"OggS\0\0", CLAIM, CLAIM[:40], page(b"whole"), page(b"cut")[:-2], b"\0", b"x"]
+)
+
+
+@given(st.lists(st.tuples(HOSTILE_PIECES | st.binary(max_size=50), st.integers(1, 30)), max_size=40))
+def test_work_is_linear_in_what_is_fed(steps: list[tuple[bytes, int]]) -> None:
+    pager = OggPager()
+    fed = 0
+    for piece, times in steps:
+        pager.feed(piece * times)
+        fed += len(piece * times)
+        assert pager.checks <= fed
+        assert pager.summed_bytes <= 20 * fed
+
+
+@pytest.mark.parametrize("name", ["nested claims", "claims behind one", "unread headers"])
+def test_hoard_of_claims_is_reported_and_thrown_away(name: str) -> None:
+    pager = OggPager()
+    assert set(kinds_of(pager.feed(HOARDS[name]))) == {ProblemKind.DAMAGED}
+    assert pager.pending_bytes == 0
+
+
+def test_page_behind_two_that_were_cut_is_found() -> None:
+    pager = OggPager()
+    pager.feed(page(bytes(600))[:300])
+    pager.feed(page(bytes(500))[:290])
+    assert [one.pieces for one in pages_of(pager.feed(page(b"honest")))] == [(b"honest",)]
+
+
 def test_pager_holds_no_more_than_one_page() -> None:
     pager = OggPager()
     rng = np.random.default_rng(0)
