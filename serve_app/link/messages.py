@@ -59,7 +59,11 @@ class Welcome:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attach:
-    """Open the leased slot; the token is the grant's and good for one attempt."""
+    """Open the leased slot; the token is the grant's and good for one attempt.
+
+    The token is here and not in Hello, because one connection carries many sessions, and each has a grant of its own. A
+    connection without a good one can do nothing and is closed soon.
+    """
 
     key: Key
     token: bytes = dataclasses.field(repr=False)

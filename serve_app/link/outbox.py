@@ -1,10 +1,11 @@
-"""What waits to be written on one connection, bounded per session."""
+"""What waits to be written on one connection, bounded by session and in all."""
 
 import collections
 import threading
 from collections.abc import Iterable
 
 from serve_app.link.codec import encode
+from serve_app.link.limits import LinkLimits
 from serve_app.link.messages import Downward, Dropped, Frame, Key, Output, Upward
 
 
@@ -30,28 +31,46 @@ class _Lane:
 class Outbox:
     """Encoded messages by session. Any thread may put, one thread takes.
 
-    A session holds at most ``session_bytes`` of frames; its oldest frame goes when a new one finds no room, and the
-    next ``take`` says so. Messages of one session keep their order; sessions take turns.
+    A session holds at most ``limits.session_bytes``; its oldest frame goes when a new message finds no room, and the
+    next ``take`` says so. Messages of one session keep their order; sessions take turns. What opens and ends a session
+    is never dropped: where such messages alone are too many, or all sessions together, the outbox breaks.
     """
 
-    def __init__(self, session_bytes: int) -> None:
-        self._session_bytes = session_bytes
+    def __init__(self, limits: LinkLimits) -> None:
+        self._limits = limits
         self._lock = threading.Lock()
         self._lanes: dict[Key, _Lane] = {}
+        self._size_bytes = 0
         self._closed = False
 
-    def put(self, messages: Iterable[Upward | Downward]) -> None:
-        """Queue messages. Raises LinkError for a field that does not fit; nothing else, and never blocks."""
+    def put(self, messages: Iterable[Upward | Downward]) -> bool:
+        """Queue messages; never blocks. Returns False when a bound is broken: everything is forgotten then.
+
+        Raises LinkError for a field that does not fit, and queues nothing.
+        """
         encoded = [(message, encode(message)) for message in messages]
         with self._lock:
             if self._closed:
-                return
+                return True
             for message, data in encoded:
-                lane = self._lanes.setdefault(message.key, _Lane())
-                while lane.size_bytes + len(data) > self._session_bytes and lane.drop_oldest():
-                    pass
-                lane.items.append((data, isinstance(message, Frame | Output)))
-                lane.size_bytes += len(data)
+                if not self._queue(message, data):
+                    self._forget()
+                    return False
+            return True
+
+    def _queue(self, message: Upward | Downward, data: bytes) -> bool:
+        lane = self._lanes.setdefault(message.key, _Lane())
+        before_bytes = lane.size_bytes
+        while lane.size_bytes + len(data) > self._limits.session_bytes and lane.drop_oldest():
+            pass
+        lane.items.append((data, isinstance(message, Frame | Output)))
+        lane.size_bytes += len(data)
+        self._size_bytes += lane.size_bytes - before_bytes
+        return (
+            lane.size_bytes <= self._limits.session_bytes
+            and self._size_bytes <= self._limits.connection_bytes
+            and len(self._lanes) <= self._limits.connection_sessions
+        )
 
     def take(self, limit_bytes: int) -> tuple[bytes, list[Dropped]]:
         """About ``limit_bytes`` to write now, and which sessions lost frames since they were last taken from."""
@@ -73,19 +92,24 @@ class Outbox:
                     chunks.append(data)
                 if lane.items:
                     self._lanes[key] = lane  # at the end of the line
+            self._size_bytes -= size_bytes
         return b"".join(chunks), lost
 
     @property
     def waiting_bytes(self) -> int:
         """What all sessions hold together."""
         with self._lock:
-            return sum(lane.size_bytes for lane in self._lanes.values())
+            return self._size_bytes
 
     def close(self) -> None:
         """Forget everything; what is put from now on vanishes."""
         with self._lock:
-            self._closed = True
-            self._lanes.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._closed = True
+        self._lanes.clear()
+        self._size_bytes = 0
 
     def __len__(self) -> int:
         """How many sessions have something to write."""

@@ -3,17 +3,17 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final, cast
 
 from serve_app.errors import LinkError
 from serve_app.link.codec import Decoder, encode
+from serve_app.link.limits import LinkLimits
 from serve_app.link.messages import Downward, Dropped, Hello, Message, Upward, Welcome
 from serve_app.link.outbox import Outbox
 
-SESSION_BYTES: Final = 64 * 1_024  # about eight frames, 0.65 s
 WRITE_BYTES: Final = 256 * 1_024
-HELLO_S: Final = 2.0
 KEEPALIVE_S: Final = 1  # a peer that vanished without a word is noticed within about 4 s
 KEEPALIVE_PROBES: Final = 3
 UNACKNOWLEDGED_MS: Final = 4_000
@@ -26,7 +26,7 @@ class Pipe(asyncio.Protocol):
         receive: called on the loop with each message; a LinkError out of it closes the connection.
         report: called on the loop for frames that this side's outbox dropped.
         lost: called on the loop once, when the connection is gone; with the LinkError when the peer broke the protocol.
-        session_bytes: bound of the outbox.
+        limits: bounds of the outbox, and of the time that closing takes.
     """
 
     def __init__(
@@ -35,24 +35,35 @@ class Pipe(asyncio.Protocol):
         receive: Callable[[Message], None],
         report: Callable[[Dropped], None],
         lost: Callable[[LinkError | None], None],
-        session_bytes: int = SESSION_BYTES,
+        limits: LinkLimits,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self._receive, self._report, self._lost = receive, report, lost
         self.gone = asyncio.Event()
         self._decoder = Decoder()
-        self._outbox = Outbox(session_bytes)
+        self._close_s = limits.close_s
+        self._outbox = Outbox(limits)
         self._transport: asyncio.Transport | None = None
         self._writable = True
+        self._writing = False
         self._scheduled = False
+        self._leaving: asyncio.TimerHandle | None = None
         self._error: LinkError | None = None
 
     def put(self, messages: Iterable[Upward | Downward]) -> None:
-        """Queue messages from any thread: one wake-up of the loop, however many there are."""
-        self._outbox.put(messages)
-        if not self._scheduled:
-            self._scheduled = True  # a race costs one more wake-up and loses none: flush clears it before it takes
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to write to
+        """Queue messages, from any thread; a peer that leaves more unread than the bounds allow loses the connection.
+
+        On the loop they are written at once, so that a burst within one turn fills no queue of an idle connection.
+        From elsewhere the loop is woken, once however many there are.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to write to
+            if not self._outbox.put(messages):
+                self._loop.call_soon_threadsafe(self._overflow)
+            elif threading.get_ident() == self._loop_thread:
+                self._write()
+            elif not self._scheduled:
+                self._scheduled = True  # a race costs one more wake-up and loses none: flush clears it before it takes
                 self._loop.call_soon_threadsafe(self._flush)
 
     @property
@@ -66,10 +77,10 @@ class Pipe(asyncio.Protocol):
             self._transport.write(encode(message))
 
     def close(self) -> None:
-        """Close after what is written has gone. On the loop."""
-        if self._transport is not None:
-            self._flush()
-            self._transport.close()
+        """Close once the peer has read what waits, or has not within ``limits.close_s``. On the loop; idempotent."""
+        if self._leaving is None and not self.gone.is_set():
+            self._leaving = self._loop.call_later(self._close_s, self.abort)
+            self._write()
 
     def abort(self) -> None:
         """Close at once. On the loop."""
@@ -78,13 +89,24 @@ class Pipe(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self._transport is None or self._transport.is_closing():
+        self._write()
+
+    def _write(self) -> None:
+        if self._writing or self._transport is None or self._transport.is_closing():
             return
+        self._writing = True  # what a report puts is written by this same loop
         while self._writable and len(self._outbox):
             data, lost = self._outbox.take(WRITE_BYTES)
             self._transport.write(data)
             for dropped in lost:
                 self._report(dropped)
+        self._writing = False
+        if self._leaving is not None and not len(self._outbox):
+            self._transport.close()  # which writes first what the transport holds
+
+    def _overflow(self) -> None:
+        self._error = LinkError("the peer does not read what it is sent")
+        self.abort()
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -96,6 +118,8 @@ class Pipe(asyncio.Protocol):
         peer = transport.get_extra_info("socket")
         if peer is not None:
             _set_options(peer)
+        if self._leaving is not None:  # closed between the accept and now
+            self.abort()
 
     def data_received(self, data: bytes) -> None:
         """Decode and dispatch; a LinkError closes the connection."""
@@ -118,6 +142,8 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Drop what waits and tell the owner."""
         self._outbox.close()
+        if self._leaving is not None:
+            self._leaving.cancel()
         self.gone.set()
         self._lost(self._error)
 

@@ -84,6 +84,10 @@ class Holdings:
     """The sessions that one peer has attached: what goes up to the port, and what is freed when the peer is lost.
 
     ``receive`` and ``release`` belong to the event loop; ``deliver`` is the sink of all its sessions, any thread.
+
+    Attributes:
+        attached, refused: attaches that were good, and that were not, since the peer came.
+        stale_messages: about sessions that the peer does not hold.
     """
 
     def __init__(self, port: EnginePort, grants: GrantBook, sink: Sink) -> None:
@@ -91,6 +95,8 @@ class Holdings:
         self._grants = grants
         self._sink = sink
         self._held: set[Key] = set()
+        self.attached = 0
+        self.refused = 0
         self.stale_messages = 0
 
     def __len__(self) -> int:
@@ -126,6 +132,8 @@ class Holdings:
             self._grants.redeem(key, token)
             self._held.add(key)  # before opening: the engine thread may end it before open returns
             self._port.open(key, self.deliver)
+            self.attached += 1
         except ChorusError as error:
+            self.refused += 1
             self._held.discard(key)
             self._sink([Ended.of(key, error)])

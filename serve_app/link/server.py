@@ -1,17 +1,19 @@
-"""The engine's end of the link: listens, checks hellos and grants, frees what a lost gateway held."""
+"""The engine's end of the link: listens, checks hellos and grants, frees what a lost gateway held.
+
+A peer proves itself by its first good attach; until then it may cost little and stay briefly.
+"""
 
 import asyncio
 import logging
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self, cast
 
 from serve_app.errors import LinkError
+from serve_app.link.limits import LinkLimits
 from serve_app.link.messages import VERSION, Attach, Detach, Dropped, Frame, Hello, Key, Message, Welcome
-from serve_app.link.pipe import HELLO_S, SESSION_BYTES, Pipe
+from serve_app.link.pipe import Pipe
 from serve_app.link.port import Address, EnginePort, Grant, GrantBook, Holdings
-
-CLOSE_S: Final = 1.0  # how long a closing server waits for gateways to read what it still has to say
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +24,10 @@ class _Connection:
     def __init__(self, server: "LinkServer", port: EnginePort, grants: GrantBook) -> None:
         self._server = server
         self._greeted = False
-        self.pipe = Pipe(
-            receive=self._receive, report=self._report, lost=self._lost, session_bytes=server.session_bytes
-        )
+        self.pipe = Pipe(receive=self._receive, report=self._report, lost=self._lost, limits=server.limits)
         self.holdings = Holdings(port, grants, self.pipe.put)
-        self._hello_timer = asyncio.get_running_loop().call_later(server.hello_s, self._no_hello)
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.call_later(server.limits.hello_s, self._late, "hello", server.limits.hello_s)
         server.connections.add(self)
 
     def _receive(self, message: Message) -> None:
@@ -35,11 +36,15 @@ class _Connection:
                 self._greet(version)
             case Attach() | Frame() | Detach() if self._greeted:
                 self.holdings.receive(message)
+                if not self.holdings.attached and self.holdings.refused > self._server.limits.refusals:
+                    raise LinkError(f"{self.holdings.refused} attaches without a good grant")
             case _:
                 raise LinkError(f"{type(message).__name__} is out of order")
 
     def _greet(self, version: int) -> None:
-        self._hello_timer.cancel()
+        self._deadline.cancel()
+        attach_s = self._server.limits.attach_s
+        self._deadline = self._loop.call_later(attach_s, self._late, "good attach", attach_s)
         self._greeted = True
         self.pipe.say(Welcome())
         if version != VERSION:
@@ -47,16 +52,17 @@ class _Connection:
             self._greeted = False
             self.pipe.close()
 
-    def _no_hello(self) -> None:
-        logger.warning("link closed: no hello in %g s", self._server.hello_s)
-        self.pipe.abort()
+    def _late(self, what: str, waited_s: float) -> None:
+        if not self.holdings.attached:  # who had a session may idle until the next one
+            logger.warning("link closed: no %s in %g s", what, waited_s)
+            self.pipe.abort()
 
     def _report(self, dropped: Dropped) -> None:
         self._server.dropped_outputs += dropped.frames
         self.pipe.put([dropped])
 
     def _lost(self, error: LinkError | None) -> None:
-        self._hello_timer.cancel()
+        self._deadline.cancel()
         self._server.connections.discard(self)
         if error is not None:
             logger.warning("link closed: %s", error)
@@ -65,13 +71,20 @@ class _Connection:
         self.holdings.release()
 
 
+class _Refusal(asyncio.Protocol):
+    """A connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it at once."""
+        cast(asyncio.Transport, transport).abort()
+
+
 class LinkServer:
     """Listens for gateways. Everything but the port's sinks belongs to the loop that started it."""
 
-    def __init__(self, *, hello_s: float, session_bytes: int) -> None:
+    def __init__(self, limits: LinkLimits) -> None:
         """For ``start`` alone."""
-        self.hello_s = hello_s
-        self.session_bytes = session_bytes
+        self.limits = limits
         self.connections: set[_Connection] = set()
         self.dropped_outputs = 0
         self._grants = GrantBook()
@@ -85,18 +98,15 @@ class LinkServer:
         host: str = "127.0.0.1",
         ports: Iterable[int] = (0,),
         *,
-        hello_s: float = HELLO_S,
-        session_bytes: int = SESSION_BYTES,
+        limits: LinkLimits | None = None,
     ) -> Self:
         """Listen on the first free port of ``ports``; 0 lets the system choose. Raises LinkError when none is free."""
-        server = cls(hello_s=hello_s, session_bytes=session_bytes)
+        server = cls(limits if limits is not None else LinkLimits())
         loop = asyncio.get_running_loop()
         tried = []
         for number in ports:
             try:
-                listener = await loop.create_server(
-                    lambda: _Connection(server, port, server._grants).pipe, host, number
-                )
+                listener = await loop.create_server(lambda: server._let_in(port), host, number)
             except OSError:
                 tried.append(number)
                 continue
@@ -120,21 +130,22 @@ class LinkServer:
         self._grants.revoke(Key(slot, generation))
 
     async def close(self) -> None:
-        """Stop listening, write what waits, close every connection and free what they held."""
+        """Stop listening, write what waits, close every connection and free what they held: in ``limits.close_s``."""
         if self._listener is None:
             return
         self._listener.close()
         connections = list(self.connections)
         for connection in connections:
             connection.pipe.close()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                for connection in connections:
-                    await connection.pipe.gone.wait()
-        except TimeoutError:  # a gateway that does not read
-            for connection in connections:
-                connection.pipe.abort()
+        for connection in connections:
+            await connection.pipe.gone.wait()
         await self._listener.wait_closed()
+
+    def _let_in(self, port: EnginePort) -> asyncio.Protocol:
+        if len(self.connections) < self.limits.connections:
+            return _Connection(self, port, self._grants).pipe
+        logger.warning("link refused: %d gateways are here already", len(self.connections))
+        return _Refusal()
 
     async def __aenter__(self) -> Self:
         return self

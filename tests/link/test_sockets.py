@@ -14,10 +14,11 @@ import pytest
 from serve_app.engine.engine import Engine
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.runner import PassThroughRunner
-from serve_app.errors import EngineLost, LinkError
+from serve_app.errors import EngineLost, LinkError, StaleLease
 from serve_app.link.channel import Channel
 from serve_app.link.client import EngineLink
 from serve_app.link.codec import Decoder, encode
+from serve_app.link.limits import LinkLimits
 from serve_app.link.messages import (
     VERSION,
     Attach,
@@ -31,11 +32,13 @@ from serve_app.link.messages import (
     Output,
     Welcome,
 )
-from serve_app.link.port import Address
+from serve_app.link.port import Address, Grant
 from serve_app.link.server import LinkServer
 from serve_app.serving.engine_port import EngineOverLink
 from serve_app.spec import SessionSpec
 from tests.link.fakes import EchoPort, frame, next_output, on_loop, output, rest
+
+FOREVER_S = 3_600.0
 
 
 class RawPeer:
@@ -63,6 +66,10 @@ class RawPeer:
         await self.close()
         return heard
 
+    def listen(self) -> None:
+        """Read again."""
+        self.reader._transport.resume_reading()  # type: ignore[attr-defined]
+
     async def close(self) -> None:
         self.writer.close()
         with contextlib.suppress(ConnectionResetError):
@@ -83,14 +90,14 @@ class RawPeer:
 
 @on_loop
 async def test_connection_that_says_no_hello_is_closed() -> None:
-    async with await LinkServer.start(EchoPort(), hello_s=0.01) as server:
+    async with await LinkServer.start(EchoPort(), limits=LinkLimits(hello_s=0.1)) as server:
         peer = await RawPeer.connect(server.address)
         assert await peer.hear_all() == []
 
 
 @on_loop
 async def test_hello_is_answered_and_the_connection_outlives_the_timer() -> None:
-    async with await LinkServer.start(EchoPort(), hello_s=0.01) as server:
+    async with await LinkServer.start(EchoPort(), limits=LinkLimits(hello_s=0.1)) as server:
         idle = await RawPeer.connect(server.address)
         async with await EngineLink.connect(server.address) as link:
             await idle.hear_all()  # the timer of a later connection has run out by now
@@ -151,7 +158,7 @@ async def test_engine_that_is_not_there_is_lost() -> None:
 @on_loop
 async def test_engine_that_accepts_and_says_nothing_is_lost() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(EngineLost):
-        await EngineLink.connect(Address("127.0.0.1", mute.getsockname()[1]), timeout_s=0.05)
+        await EngineLink.connect(Address("127.0.0.1", mute.getsockname()[1]), limits=LinkLimits(hello_s=0.05))
 
 
 @pytest.mark.parametrize(
@@ -257,27 +264,144 @@ async def test_what_the_engine_said_last_is_written_before_the_server_closes() -
 # --- slow peers -------------------------------------------------------------------------------------------------------
 
 
+async def deaf_peer(server: LinkServer) -> tuple[RawPeer, Grant]:
+    """A gateway with one session that has stopped reading."""
+    peer = await RawPeer.connect(server.address)
+    grant = server.grant(0, 0)
+    peer.say(Hello(), Attach(grant.key, grant.token))
+    heard: list[Message] = []
+    while Opened(grant.key) not in heard:
+        heard += await peer.hear()
+    peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    return peer, grant
+
+
+async def say_until_it_waits(server: LinkServer, port: EchoPort, key: Key) -> int:
+    """Outputs until the kernel's buffers and the transport's are full; how many."""
+    (connection,) = server.connections
+    said = 0
+    while connection.pipe.waiting_bytes == 0:
+        port.say(output(key, said, frame(0.0)))
+        said += 1
+        await asyncio.sleep(0)
+    return said
+
+
+@on_loop
+async def test_closing_server_says_what_waits_to_a_gateway_that_is_slow() -> None:
+    port = EchoPort()
+    server = await LinkServer.start(port, limits=LinkLimits(close_s=FOREVER_S))
+    peer, grant = await deaf_peer(server)
+    said = await say_until_it_waits(server, port, grant.key)
+    port.say(Ended(grant.key, "draining"))
+    closing = asyncio.create_task(server.close())
+    await asyncio.sleep(0)
+    peer.listen()
+    heard = await peer.hear_all()
+    assert [message.number for message in heard if isinstance(message, Output)] == list(range(said))
+    assert heard[-1] == Ended(grant.key, "draining")
+    await closing
+
+
+@on_loop
+async def test_closing_server_waits_a_bounded_time_for_a_gateway_that_never_reads() -> None:
+    port = EchoPort()
+    server = await LinkServer.start(port, limits=LinkLimits(close_s=0.01))
+    peer, grant = await deaf_peer(server)
+    await say_until_it_waits(server, port, grant.key)
+    await server.close()
+    assert port.closed == [grant.key]
+    peer.listen()
+    await peer.hear_all()
+
+
+@on_loop
+async def test_gateway_that_leaves_too_much_unread_is_cut_off_and_its_sessions_end() -> None:
+    port = EchoPort()
+    async with await LinkServer.start(port, limits=LinkLimits(connection_bytes=64 * 1_024)) as server:
+        peer, grant = await deaf_peer(server)
+        await say_until_it_waits(server, port, grant.key)
+        for number in range(10):
+            port.say(output(grant.key, number, frame(0.0)))
+        await port.until(lambda engine: engine.closed == [grant.key])
+        assert server.connections == set()
+        peer.listen()
+        await peer.hear_all()
+
+
+# --- strangers --------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_peer_that_forges_grants_is_closed_after_a_few() -> None:
+    async with await LinkServer.start(EchoPort(), limits=LinkLimits(refusals=3)) as server:
+        peer = await RawPeer.connect(server.address)
+        peer.say(Hello(), *(Attach(Key(slot, 0), bytes(16)) for slot in range(1_000)))
+        heard = await peer.hear_all()
+        assert sum(isinstance(message, Ended) for message in heard) <= 4
+
+
+@on_loop
+async def test_gateway_that_proved_itself_may_present_many_stale_grants() -> None:
+    async with (
+        await LinkServer.start(EchoPort(), limits=LinkLimits(refusals=3)) as server,
+        await EngineLink.connect(server.address) as link,
+    ):
+        channel = await link.attach(server.grant(0, 0))
+        for generation in range(10):
+            stale = server.grant(1, generation)
+            server.revoke(1, generation)
+            with pytest.raises(StaleLease):
+                await link.attach(stale)
+        channel.send(1, frame(1.0))
+        assert (await next_output(channel)).number == 1
+
+
+@on_loop
+async def test_connection_that_never_attaches_is_closed_and_one_that_did_may_idle() -> None:
+    async with (
+        await LinkServer.start(EchoPort(), limits=LinkLimits(attach_s=0.3)) as server,
+        await EngineLink.connect(server.address) as link,
+    ):
+        channel = await link.attach(server.grant(0, 0))
+        channel.close()
+        await rest(channel)
+        peer = await RawPeer.connect(server.address)
+        peer.say(Hello(), Attach(Key(0, 0), bytes(16)))
+        # Its time runs out after the link's.
+        assert [type(message) for message in await peer.hear_all()] == [Welcome, Ended]
+        assert not link.lost
+
+
+@on_loop
+async def test_gateways_are_capped_and_a_place_is_free_again_when_one_goes() -> None:
+    async with await LinkServer.start(EchoPort(), limits=LinkLimits(connections=1)) as server:
+        first = await EngineLink.connect(server.address)
+        with pytest.raises(EngineLost):
+            await EngineLink.connect(server.address)
+        await first.attach(server.grant(0, 0))
+        (connection,) = server.connections
+        await first.close()
+        await connection.pipe.gone.wait()
+        await (await EngineLink.connect(server.address)).close()
+
+
+# --- bursts -----------------------------------------------------------------------------------------------------------
+
+
 @on_loop
 async def test_gateway_that_does_not_read_costs_bounded_memory_and_its_outputs_are_counted() -> None:
     port = EchoPort()
-    async with await LinkServer.start(port) as server:
-        peer = await RawPeer.connect(server.address)
-        grant = server.grant(0, 0)
-        peer.say(Hello(), Attach(grant.key, grant.token))
-        await peer.hear()
-        (connection,) = server.connections
-        peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
-        said = 0
-        while connection.pipe.waiting_bytes == 0:  # until the kernel's buffers and the transport's are full
-            port.say(output(grant.key, said, frame(0.0)))
-            said += 1
-            await asyncio.sleep(0)
+    async with await LinkServer.start(port, limits=LinkLimits(session_bytes=64 * 1_024)) as server:
+        peer, grant = await deaf_peer(server)
+        said = await say_until_it_waits(server, port, grant.key)
         for _ in range(50):
             port.say(output(grant.key, said, frame(0.0)))
             said += 1
+        (connection,) = server.connections
         assert connection.pipe.waiting_bytes <= 64 * 1_024
         port.say(Ended(grant.key))
-        peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        peer.listen()
         heard: list[Message] = []
         while not any(isinstance(message, Ended) for message in heard):
             heard += await peer.hear()
@@ -288,6 +412,26 @@ async def test_gateway_that_does_not_read_costs_bounded_memory_and_its_outputs_a
         assert outputs[-1] == said - 1
         assert lost == server.dropped_outputs > 0
         assert len(outputs) + lost == said
+
+
+@on_loop
+async def test_burst_larger_than_the_outbox_crosses_an_idle_link_whole() -> None:
+    port = EchoPort()
+    port.silent = True
+    limits = LinkLimits(session_bytes=8 * 1_024)  # one frame
+    async with (
+        await LinkServer.start(port, limits=limits) as server,
+        await EngineLink.connect(server.address, limits=limits) as link,
+    ):
+        grant = server.grant(0, 0)
+        attaching = asyncio.create_task(link.attach(grant))
+        await port.until(lambda engine: grant.key in engine.sinks)
+        port.say(Opened(grant.key))
+        channel = await attaching
+        for number in range(30):
+            channel.send(number, frame(number))
+        await port.until(lambda engine: len(engine.pushed) == 30)
+        assert link.dropped_frames == 0
 
 
 @on_loop

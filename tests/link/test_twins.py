@@ -1,5 +1,6 @@
 """What holds over a socket and in process alike."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -48,6 +49,16 @@ async def test_frame_comes_back_to_the_bit(twin: Twin) -> None:
         assert event.number == -9
         assert event.pcm is not None
         assert event.pcm.tobytes() == pcm.tobytes()
+
+
+@twins
+@on_loop
+async def test_inbox_full_of_frames_in_one_turn_of_the_loop_arrives_whole(twin: Twin) -> None:
+    async with twin(EchoPort()) as (link, grant):
+        channel = await link.attach(grant(0, 0))
+        for number in range(16):
+            channel.send(number, frame(number))
+        assert [(await next_output(channel)).number for _ in range(16)] == list(range(16))
 
 
 @twins
@@ -121,6 +132,21 @@ async def test_engine_that_does_not_open_in_time_is_lost(twin: Twin) -> None:
         with pytest.raises(EngineLost):
             await link.attach(grant(0, 0), timeout_s=0.01)
         await port.until(lambda engine: engine.closed == [Key(0, 0)])
+        assert len(link.channels) == 0  # the engine is silent: no Ended will ever come
+
+
+@twins
+@on_loop
+async def test_caller_that_gives_up_leaves_no_channel_behind(twin: Twin) -> None:
+    port = EchoPort()
+    port.silent = True
+    async with twin(port) as (link, grant):
+        attaching = asyncio.create_task(link.attach(grant(0, 0)))
+        await port.until(lambda engine: Key(0, 0) in engine.sinks)
+        attaching.cancel()
+        await asyncio.wait({attaching})
+        await port.until(lambda engine: engine.closed == [Key(0, 0)])
+        assert len(link.channels) == 0
 
 
 @twins
