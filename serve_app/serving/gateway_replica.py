@@ -86,6 +86,7 @@ class GatewayReplica:
 
     async def nowhere(self, socket: WebSocket) -> None:
         """Any other path."""
+        self._note_refusal(NOT_FOUND["reason"])
         await socket.send_denial_response(JSONResponse(NOT_FOUND, status_code=404))
 
     async def chat(self, socket: WebSocket) -> None:
@@ -98,8 +99,7 @@ class GatewayReplica:
                 session = Session(self._leases.call, self._links, SessionSpec(sampling=query.sampling))
                 await self._lease(session)
             except ChorusError as error:
-                self._meter.refused(error.reason)
-                logger.info("conversation refused reason=%s engines=%d", error.reason, len(self._roster.engines))
+                self._note_refusal(error.reason)
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
@@ -107,6 +107,10 @@ class GatewayReplica:
         finally:
             if session is not None:
                 await asyncio.shield(session.close())
+
+    def _note_refusal(self, reason: str) -> None:
+        self._meter.refused(reason)
+        logger.info("conversation refused reason=%s engines=%d", reason, len(self._roster.engines))
 
     async def _lease(self, session: Session) -> None:
         """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth."""
