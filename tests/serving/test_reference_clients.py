@@ -168,7 +168,7 @@ async def _talk_to_the_demo(cluster: Cluster, browser: Browser) -> None:
     start, stop = talk.spans[0]
     spoken = np.concatenate([np.zeros(SAMPLE_RATE_HZ), talk.pcm[start:stop], np.zeros(3 * SAMPLE_RATE_HZ)])
     script = spoken[: len(spoken) // FRAME_SAMPLES * FRAME_SAMPLES].astype(np.float32).reshape(-1, FRAME_SAMPLES)
-    card = SoundCard(script)
+    card = SoundCard(list(script))
     async with browser.page(f"http://localhost:{cluster.port}/") as page:
         await page.evaluate(TAPE)
         await page.click("#toggle")
@@ -199,4 +199,4 @@ def listened_to(cluster: Cluster) -> set[int]:
 def loudness(pcm: Pcm) -> Pcm:
     """Root mean square of each frame."""
     frames = pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-    return np.sqrt(np.mean(frames.astype(np.float32) ** 2, axis=1))
+    return np.asarray(np.sqrt(np.mean(frames.astype(np.float32) ** 2, axis=1)), np.float32)
