@@ -1,7 +1,8 @@
 """How far two sounds are apart for understanding: short-time envelopes that rise and fall together.
 
-A differentiable cousin of ESTOI (Jensen and Taal, 2016): third-octave envelopes over 0.38 s, normalised along time and
-then across bands, correlated. Segments without speech do not count. The metric itself is measured elsewhere, by pystoi.
+Differentiable cousins of STOI (Taal et al., 2011) and ESTOI (Jensen and Taal, 2016): third-octave envelopes over
+0.38 s, normalised along time (and then across bands), correlated. Segments without speech do not count. The metrics
+themselves are measured elsewhere, by pystoi.
 """
 
 from typing import Final
@@ -23,20 +24,27 @@ _EPS: Final = 1e-8
 
 
 class EnvelopeLoss(nn.Module):
-    """One minus the mean correlation: 0 for the same sound, about 1 for an unrelated one."""
+    """One minus mean correlations: 0 for the same sound, about 1 for an unrelated one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("bank", third_octaves(), persistent=False)
 
-    def forward(self, made: Tensor, wanted: Tensor) -> Tensor:
-        """A scalar; both sounds are float32 ``[B, samples]``, at least 0.4 s long."""
+    def forward(self, made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """How far apart across time and bands, and along time alone: two scalars.
+
+        Args:
+            made, wanted: float32 ``[B, samples]``, at least 0.4 s long.
+        """
         a, b = self._segments(made), self._segments(wanted)  # [B, S, bands, FRAMES]
         energy = b.square().mean((2, 3))  # [B, S]
         speech = energy > energy.amax(1, keepdim=True) * 10 ** (-RANGE_DB / 10) + _EPS
-        correlation = (_normalise(a) * _normalise(b)).sum((2, 3)) / FRAMES
-        return ((1 - correlation) * speech).sum() / speech.sum().clamp(min=1)
+        a, b = _normalise(a, 3), _normalise(b, 3)
+        along_time = (a * b).sum((2, 3)) / BANDS
+        both = (_normalise(a, 2) * _normalise(b, 2)).sum((2, 3)) / FRAMES
+        count = speech.sum().clamp(min=1)
+        return ((1 - both) * speech).sum() / count, ((1 - along_time) * speech).sum() / count
 
     def _segments(self, pcm: Tensor) -> Tensor:
         window: Tensor = self.window  # type: ignore[assignment]
@@ -53,9 +61,7 @@ def third_octaves() -> Tensor:
     return ((bins >= middle / half) & (bins < middle * half)).float()
 
 
-def _normalise(x: Tensor) -> Tensor:
-    """Zero mean and unit length along time, then across bands."""
-    for dim in (3, 2):
-        x = x - x.mean(dim, keepdim=True)
-        x = x / torch.sqrt(x.square().sum(dim, keepdim=True) + _EPS)
-    return x
+def _normalise(x: Tensor, dim: int) -> Tensor:
+    """Zero mean and unit length along ``dim``."""
+    x = x - x.mean(dim, keepdim=True)
+    return x / torch.sqrt(x.square().sum(dim, keepdim=True) + _EPS)

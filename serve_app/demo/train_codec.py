@@ -2,8 +2,7 @@
 
 Three phases, one learning-rate curve over all of them:
 
-1. *free*: encoder and decoder without the quantiser, with noise on the latents as loud as quantisation will be, and
-   latents whitened now and then: left alone, a codec of this size hides in the four dimensions that it found first;
+1. *free*: encoder and decoder without the quantiser;
 2. *quantised*: codebooks from k-means over the whole training set, then moving averages, gradients straight through;
 3. *frozen*: encoder and codebooks stand still (k-means once more), the decoder learns what these very codes mean.
 
@@ -20,7 +19,6 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from serve_app.demo.codebooks import Level, quantise
 from serve_app.demo.envelope import EnvelopeLoss
@@ -40,7 +38,6 @@ CODEC: Final = MimiConfig(
     total_codebooks=16,
     num_codebooks=16,
 )
-WHITEN_FLOOR: Final = 0.01  # directions fainter than this, next to the strongest, are not raised all the way at once
 _SAVE_EVERY_S: Final = 120.0
 
 
@@ -50,26 +47,22 @@ class Recipe:
 
     Attributes:
         free, quantised, frozen: steps of the three phases.
-        noise: least and greatest spread of the latent noise in phase 1, in units of the latents' own.
-        first_noise: the same of what the first codebook will hold: ten bits are worth no more.
-        whiten_every: steps of phase 1 between whitenings.
         envelope: weight of the envelope loss, from step ``envelope_from`` on: envelopes of noise teach nothing.
+        timing_from: step from which envelopes along time alone count as well.
         commitment: weight of the pull of latents towards their codes.
         fewest: vectors use at random `fewest` to all codebooks, half of the time, so that a prefix of them is good too.
     """
 
-    free: int = 2_000
-    quantised: int = 1_600
-    frozen: int = 1_600
+    free: int = 1_500
+    quantised: int = 2_000
+    frozen: int = 1_500
     batch: int = 8
     frames: int = 16
     rate: float = 1e-3
     warmup: int = 100
-    noise: tuple[float, float] = (0.2, 0.6)
-    first_noise: float = 2.0
-    whiten_every: int = 100
     envelope: float = 1.0
     envelope_from: int = 200
+    timing_from: int = 1_200
     commitment: float = 0.1
     fewest: int = 6
     k_means_rounds: int = 6
@@ -124,15 +117,13 @@ class Trainer:
         recipe, step = self.recipe, self.step
         if step in (recipe.free, recipe.free + recipe.quantised):
             self.fit_codebooks()
-        elif 0 < step < recipe.free and step % recipe.whiten_every == 0:
-            self.whiten()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         pcm = self.segments.draw(recipe.batch, recipe.frames, seed=recipe.seed * 1_000_003 + step)  # [B, 1, N]
         generator = torch.Generator().manual_seed(recipe.seed * 7_919 + step)
         with torch.autocast("cpu", torch.bfloat16):
             if step < recipe.free:
-                latent, extra = self._noisy(pcm, generator)
+                latent, extra = self._unquantised(pcm)
             elif step < recipe.free + recipe.quantised:
                 latent, extra = self._straight_through(pcm, generator)
             else:
@@ -141,9 +132,9 @@ class Trainer:
         heard = made[:, 0].float()
         spectral = self.spectral(heard, pcm[:, 0])
         if step >= recipe.envelope_from:
-            apart = self.envelope(heard, pcm[:, 0])
+            apart, late = self.envelope(heard, pcm[:, 0])
             self.apart = 0.98 * self.apart + 0.02 * float(apart.detach())
-            extra = extra + recipe.envelope * apart
+            extra = extra + recipe.envelope * (apart + late if step >= recipe.timing_from else apart)
         self.optimizer.zero_grad(set_to_none=True)
         (spectral + extra).backward()
         nn.utils.clip_grad_norm_(self.mimi.parameters(), 1.0)
@@ -153,18 +144,10 @@ class Trainer:
 
     # --- the three ways from sound to latents -------------------------------------------------------------------------
 
-    def _noisy(self, pcm: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _unquantised(self, pcm: Tensor) -> tuple[Tensor, Tensor]:
         latent = self.mimi.encode_latent(pcm)
-        total = torch.zeros_like(latent, dtype=torch.float32)
-        least, greatest = self.recipe.noise
-        level = least + (greatest - least) * torch.rand(len(pcm), 1, 1, generator=generator)
-        for half, loudness in (
-            (self.mimi.quantizer.rvq_first, torch.full_like(level, self.recipe.first_noise)),
-            (self.mimi.quantizer.rvq_rest, level),
-        ):
-            projected = half.input_proj(latent).float()  # [B, D, T]
-            spread = projected.detach().std((0, 2), keepdim=True) * loudness
-            total = total + half.output_proj(projected + spread * torch.randn(projected.shape, generator=generator))
+        halves = (self.mimi.quantizer.rvq_first, self.mimi.quantizer.rvq_rest)
+        total = sum((half.output_proj(half.input_proj(latent)) for half in halves), torch.zeros_like(latent))
         return total, pcm.new_zeros(())
 
     def _straight_through(self, pcm: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -210,19 +193,6 @@ class Trainer:
         fewer = torch.randint(self.recipe.fewest, total + 1, (batch,), generator=generator)
         kept = torch.where(torch.rand(batch, generator=generator) < 0.5, fewer, total)
         return kept.repeat_interleave(vectors // batch)
-
-    @torch.no_grad()
-    def whiten(self) -> None:
-        """Give every direction of the projected latents the same spread; what reaches the decoder stays the same."""
-        draws = [self.segments.draw(32, self.recipe.frames, seed=20_000_000 + self.step + n) for n in range(4)]
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = torch.cat([self.mimi.encode_latent(pcm) for pcm in draws]).float()
-        for half in (self.mimi.quantizer.rvq_first, self.mimi.quantizer.rvq_rest):
-            projected = F.conv1d(latents, half.input_proj.weight).transpose(0, 1).flatten(1)  # [D, B * T]
-            size, axes = torch.linalg.eigh(torch.cov(projected))
-            size = size.clamp(min=float(size[-1]) * WHITEN_FLOOR**2).sqrt()
-            half.input_proj.weight.copy_(((axes / size) @ axes.T @ half.input_proj.weight[..., 0])[..., None])
-            half.output_proj.weight.copy_((half.output_proj.weight[..., 0] @ (axes * size) @ axes.T)[..., None])
 
     # --- codebooks ----------------------------------------------------------------------------------------------------
 
