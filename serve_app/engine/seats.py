@@ -6,6 +6,7 @@ others belong to the engine thread.
 """
 
 import collections
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -110,9 +111,11 @@ class Seats:
             return session if session is not None and session.lease == lease else None
 
     def stats(self, *, healthy: bool) -> EngineStats:
-        """A snapshot of the counters."""
+        """A snapshot of the counters. The lock is held to copy and not to compute."""
         with self._changed:
-            return EngineStats(
+            recent = self._tally.recent()
+            counted = functools.partial(
+                EngineStats,
                 slots=self._table.slots,
                 free=self._table.count(SlotState.FREE),
                 leased=self._table.count(SlotState.LEASED),
@@ -128,9 +131,8 @@ class Seats:
                 dropped_frames=dict(self._tally.dropped),
                 ended=dict(self._tally.ended),
                 expired=self._tally.expired,
-                stage_ms=self._tally.percentiles(),
-                rows_per_tick=self._tally.rows_per_tick(),
             )
+        return counted(stage_ms=recent.percentiles(), rows_per_tick=recent.rows_per_tick())
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,27 @@ class Ring:
         return self._values[: min(self._written, self._values.size)].copy()
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Recent:
+    """The last ticks, for whoever computes on them without the engine's lock.
+
+    Attributes:
+        stage_ms: ``float64[N]`` by stage, in no order.
+        rows: ``float64[N]``, rows of each tick.
+    """
+
+    stage_ms: Mapping[str, npt.NDArray[np.float64]]
+    rows: npt.NDArray[np.float64]
+
+    def percentiles(self) -> dict[str, Percentiles]:
+        """p50 and p99 by stage."""
+        return {stage: _percentiles(values) for stage, values in self.stage_ms.items()}
+
+    def rows_per_tick(self) -> float:
+        """Mean rows over the last ticks."""
+        return float(self.rows.mean()) if self.rows.size else 0.0
+
+
 class Tally:
     """Everything that is counted. Touched only under the engine's lock."""
 
@@ -96,14 +117,9 @@ class Tally:
         for stage, spent_ms in stage_ms.items():
             self._stages.setdefault(stage, Ring(self._ring_ticks)).add(spent_ms)
 
-    def percentiles(self) -> dict[str, Percentiles]:
-        """p50 and p99 by stage."""
-        return {stage: _percentiles(ring.values()) for stage, ring in self._stages.items()}
-
-    def rows_per_tick(self) -> float:
-        """Mean rows over the last ticks."""
-        values = self._rows.values()
-        return float(values.mean()) if values.size else 0.0
+    def recent(self) -> Recent:
+        """The rings, copied."""
+        return Recent({stage: ring.values() for stage, ring in self._stages.items()}, self._rows.values())
 
 
 def _percentiles(values: npt.NDArray[np.float64]) -> Percentiles:
