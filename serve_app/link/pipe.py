@@ -57,14 +57,13 @@ class Pipe(asyncio.Protocol):
         On the loop they are written at once, so that a burst within one turn fills no queue of an idle connection.
         From elsewhere the loop is woken, once however many there are.
         """
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to write to
-            if not self._outbox.put(messages):
-                self._loop.call_soon_threadsafe(self._overflow)
-            elif threading.get_ident() == self._loop_thread:
-                self._write()
-            elif not self._scheduled:
-                self._scheduled = True  # a race costs one more wake-up and loses none: flush clears it before it takes
-                self._loop.call_soon_threadsafe(self._flush)
+        if not self._outbox.put(messages):
+            self._wake(self._overflow)
+        elif threading.get_ident() == self._loop_thread:
+            self._write()
+        elif not self._scheduled:
+            self._scheduled = True  # a race costs one more wake-up and loses none: flush clears it before it takes
+            self._wake(self._flush)
 
     @property
     def waiting_bytes(self) -> int:
@@ -86,6 +85,10 @@ class Pipe(asyncio.Protocol):
         """Close at once. On the loop."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _wake(self, callback: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to write to
+            self._loop.call_soon_threadsafe(callback)
 
     def _flush(self) -> None:
         self._scheduled = False
