@@ -64,6 +64,7 @@ class Engine:
         self._herald = Herald(observer if observer is not None else SilentObserver())
         self._failed: list[Session] = []
         self._healthy = True
+        self._broken = False  # a wipe failed: the device is not asked again
         self._run_failures = 0
         self._busy_since: float | None = None
 
@@ -155,9 +156,10 @@ class Engine:
     def shut(self, error: ChorusError, *, healthy: bool = True) -> None:
         """End every session with this error and take no more: the loop has stopped."""
         self._healthy = self._healthy and healthy
-        for session in self._seats.evict():
-            self._fail(session, error)
-        self._retire()
+        with self._stopwatch():
+            for session in self._seats.evict():
+                self._fail(session, error)
+            self._retire()
 
     @contextlib.contextmanager
     def _stopwatch(self) -> Iterator[None]:
@@ -236,8 +238,11 @@ class Engine:
     def _retire(self) -> None:
         """Give back the slots of whoever closed or failed. A failed slot is wiped first."""
         failed, self._failed = self._failed, []
-        for session in failed:
-            self._end(session, give_back=self._wipe(session))
+        wiped = [self._wipe(session) for session in failed]  # all of them first: it may be what shows a broken device
+        for session, clean in zip(failed, wiped, strict=True):
+            if not self._healthy and type(session.error) is SessionFault:
+                session.error = EngineLost()  # it was not the session's fault after all, and trying again helps
+            self._end(session, give_back=clean)
         for session in self._seats.closings():
             self._end(session, give_back=True)
         self._deliver()
@@ -255,12 +260,14 @@ class Engine:
             self._failed.append(session)
 
     def _wipe(self, session: Session) -> bool:
-        """Overwrite a failed slot. One that cannot be wiped is never given out again."""
+        """Overwrite a failed slot. One that cannot be wiped is never given out again, nor is any after it."""
+        if self._broken:
+            return False
         try:
             self.runner.wipe(session.lease.slot)
         except Exception:
             logger.exception("cannot wipe slot=%d", session.lease.slot)
-            self._healthy = False
+            self._broken, self._healthy = True, False
             return False
         return True
 

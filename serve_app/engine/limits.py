@@ -1,4 +1,4 @@
-"""Every bound of the engine in one place."""
+"""Every bound of the engine, and the pace of its loop, in one place."""
 
 import dataclasses
 
@@ -32,7 +32,31 @@ class Limits:
         if not 1 <= self.keep_frames <= self.inbox_frames:
             raise ValueError(f"keep_frames {self.keep_frames} must be from 1 to inbox_frames {self.inbox_frames}")
 
+        for name in ("lag_s", "unopened_s", "gap_s", "overrun_s", "run_failures"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be positive")
+
     @property
     def lag_frames(self) -> int:
         """The most frames that may wait before the session is cut."""
         return max(self.keep_frames, int(self.lag_s / FRAME_S))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How eagerly the loop ticks. The defaults take whoever is ready, at once.
+
+    Attributes:
+        gather_s: how long to wait for more rows once the first frame is there.
+        interval_s: the least time from the start of one tick to the start of the next.
+
+    Both waits end early when every live session has a frame, and when a session is behind: that tick is the one extra
+    step that lets it catch up.
+    """
+
+    gather_s: float = 0.0
+    interval_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.gather_s >= 0 and self.interval_s >= 0):
+            raise ValueError(f"gather_s {self.gather_s} and interval_s {self.interval_s} must not be negative")

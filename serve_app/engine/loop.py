@@ -5,9 +5,11 @@ While a tick runs the next frames gather by themselves, so under load the batch 
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.limits import Pace
 from serve_app.errors import EngineDraining, EngineLost
 
 HOUSEKEEPING_S: Final = 0.5  # how often an idle engine looks for leases that nobody opened
@@ -20,17 +22,15 @@ class EngineLoop:
 
     Args:
         engine: what to turn.
-        gather_s: how long to wait for more rows once the first frame is there; 0 takes whoever is ready.
-        interval_s: the least time from the start of one tick to the start of the next.
-
-    Both waits end early when every live session has a frame, and when a session is behind: that tick is the one extra
-    step that lets it catch up.
+        pace: how eagerly it ticks.
+        on_dead: called once, on the engine thread, when the engine has become unhealthy or the loop has died, after
+            every session was told EngineLost: their sinks have it, their peers may not yet. Not called by ``stop``.
     """
 
-    def __init__(self, engine: Engine, *, gather_s: float = 0.0, interval_s: float = 0.0) -> None:
+    def __init__(self, engine: Engine, *, pace: Pace | None = None, on_dead: Callable[[], None] | None = None) -> None:
         self._engine = engine
-        self._gather_s = gather_s
-        self._interval_s = interval_s
+        self._pace = pace if pace is not None else Pace()
+        self._on_dead = on_dead
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -51,20 +51,35 @@ class EngineLoop:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        clock = self._engine.clock
-        last_start_s = float("-inf")
         try:
-            while not self._stopping:
-                if self._engine.wait_for_work(HOUSEKEEPING_S):
-                    now_s = clock()
-                    window_s = max(self._gather_s, last_start_s + self._interval_s - now_s)
-                    if window_s > 0:
-                        self._engine.wait_for_others(window_s)
-                last_start_s = clock()
-                self._engine.tick()
+            self._turn()
         except Exception:
             # A fault of ours that tick does not contain: nothing here can be trusted, so everybody is told to go.
             logger.exception("the engine thread died")
-            self._engine.shut(EngineLost(), healthy=False)
+            self._die()
         else:
-            self._engine.shut(EngineDraining())
+            if self._engine.healthy:
+                self._engine.shut(EngineDraining())
+            else:
+                logger.critical("the engine is unhealthy: its sessions end")
+                self._die()
+
+    def _turn(self) -> None:
+        """Tick until told to stop, or until the engine is past help."""
+        clock = self._engine.clock
+        last_start_s = float("-inf")
+        while not self._stopping and self._engine.healthy:
+            if self._engine.wait_for_work(HOUSEKEEPING_S):
+                window_s = max(self._pace.gather_s, last_start_s + self._pace.interval_s - clock())
+                if window_s > 0:
+                    self._engine.wait_for_others(window_s)
+            last_start_s = clock()
+            self._engine.tick()
+
+    def _die(self) -> None:
+        try:
+            self._engine.shut(EngineLost(), healthy=False)
+        except Exception:
+            logger.exception("the engine's sessions could not be told")
+        if self._on_dead is not None:
+            self._on_dead()

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from serve_app.engine.batch import TickBatch
 from serve_app.engine.events import Dropped, Ended, Opened, Stepped
 from serve_app.engine.slots import Lease
-from serve_app.errors import EngineFull
+from serve_app.errors import EngineFull, EngineLost
 from tests.engine.fakes import Bench, Listener, frame
 
 SLOTS = 3
@@ -36,6 +36,9 @@ class AnyOrder(RuleBasedStateMachine):
             lease = self.bench.acquire()
         except EngineFull:
             return
+        except EngineLost:
+            assert not self.bench.engine.healthy
+            return
         self.leases.append(lease)
         if open_it:
             self.listeners[lease] = Listener()
@@ -62,12 +65,16 @@ class AnyOrder(RuleBasedStateMachine):
     def pass_time(self, passed_s: float) -> None:
         self.bench.clock.now_s += passed_s
 
-    @rule(fault=st.sampled_from(["none", "none", "none", "poison", "explode"]), slot=st.integers(0, SLOTS - 1))
+    @precondition(lambda self: self.bench.engine.healthy)
+    @rule(fault=st.sampled_from(["none", "none", "none", "poison", "explode", "break"]), slot=st.integers(0, SLOTS - 1))
     def tick(self, fault: str, slot: int) -> None:
+        """One turn of the loop, which shuts an engine that is unhealthy after it."""
         self.bench.runner.poisoned = {slot} if fault == "poison" else set()
-        self.bench.runner.before_run = explode if fault == "explode" else lambda batch: None
-        if self.bench.engine.healthy or fault != "explode":
-            self.bench.engine.tick()
+        self.bench.runner.before_run = explode if fault in ("explode", "break") else lambda batch: None
+        self.bench.runner.wipe_error = RuntimeError("device fault") if fault == "break" else None
+        self.bench.engine.tick()
+        if not self.bench.engine.healthy:
+            self.bench.engine.shut(EngineLost(), healthy=False)
 
     def voice(self, lease: Lease) -> float:
         return float(self.leases.index(lease) + 1)
@@ -100,17 +107,40 @@ class AnyOrder(RuleBasedStateMachine):
         stats = self.bench.engine.stats()
         assert 0 <= stats.free + stats.leased + stats.live <= stats.slots == SLOTS
 
-    def teardown(self) -> None:
-        self.bench.clock.now_s += 10.0
-        self.bench.runner.poisoned = set()
-        self.bench.runner.before_run = lambda batch: None
-        for lease in self.leases:
-            self.bench.engine.close(lease)
-        self.bench.engine.tick()
+    @precondition(lambda self: not self.bench.engine.healthy)
+    @invariant()
+    def dead_engine_holds_nobody(self) -> None:
         stats = self.bench.engine.stats()
-        assert (stats.free, stats.pending_frames) == (SLOTS, 0)
+        assert (stats.leased, stats.live, stats.pending_frames) == (0, 0, 0)
+        assert all(listener.ends(lease) for lease, listener in self.listeners.items())
+
+    def teardown(self) -> None:
+        engine = self.bench.engine
+        if engine.healthy:
+            self.bench.clock.now_s += 10.0
+            self.bench.runner.poisoned = set()
+            self.bench.runner.before_run = lambda batch: None
+            self.bench.runner.wipe_error = None
+            for lease in self.leases:
+                engine.close(lease)
+            engine.tick()
+            assert engine.stats().free == SLOTS
+        assert engine.stats().pending_frames == 0
         ended = sum(len(listener.ends(lease)) for lease, listener in self.listeners.items())
         assert ended == len(self.listeners) == len(self.bench.observer.sessions)
+
+
+def test_three_runs_that_fail_in_any_order_end_in_an_engine_that_takes_nobody() -> None:
+    machine = AnyOrder()
+    for _ in range(3):
+        machine.arrive(open_it=True)
+        machine.tick("none", 0)
+        machine.bench.engine.push(machine.leases[-1], 0, frame(1.0))
+        machine.tick("explode", 0)
+    machine.arrive(open_it=True)
+    assert len(machine.leases) == 3
+    machine.dead_engine_holds_nobody()
+    machine.teardown()
 
 
 TestSeatsBooksAndNeighboursHoldInAnyOrder = AnyOrder.TestCase

@@ -9,7 +9,7 @@ from serve_app.engine.batch import TickBatch
 from serve_app.engine.events import DropCause
 from serve_app.engine.limits import Limits
 from serve_app.engine.slots import Lease
-from serve_app.errors import NotFinite, SessionFault
+from serve_app.errors import EngineLost, NotFinite, SessionFault
 from serve_app.units import FRAME_SAMPLES
 from tests.engine.fakes import Bench, Listener, frame
 
@@ -162,6 +162,42 @@ def test_engine_is_unhealthy_after_three_failed_runs_in_a_row() -> None:
         bench.push(bench.open(), 1.0)
         bench.engine.tick()
     assert not bench.engine.healthy
+
+
+def test_device_that_fails_tells_its_rows_to_come_back() -> None:
+    bench = Bench()
+    leases = [bench.open(), bench.open()]
+    bench.runner.before_run = explode
+    bench.runner.wipe_error = RuntimeError("device fault")
+    for lease in leases:
+        bench.push(lease, 1.0)
+    bench.engine.tick()
+    assert not bench.engine.healthy
+    for lease in leases:
+        assert [type(end.error) for end in bench.listener.ends(lease)] == [EngineLost]
+
+
+def test_run_that_makes_the_engine_unhealthy_tells_its_rows_to_come_back() -> None:
+    bench = Bench(limits=Limits(run_failures=2))
+    bench.runner.before_run = explode
+    ends = []
+    for _ in range(2):
+        lease = bench.open()
+        bench.push(lease, 1.0)
+        bench.engine.tick()
+        ends += [type(end.error) for end in bench.listener.ends(lease)]
+    assert ends == [SessionFault, EngineLost]
+
+
+def test_device_that_failed_is_not_asked_again() -> None:
+    bench = Bench()
+    leases = [bench.open() for _ in range(3)]
+    bench.runner.before_run = explode
+    bench.runner.wipe_error = RuntimeError("device fault")
+    bench.push(leases[0], 1.0)
+    bench.engine.tick()
+    bench.engine.shut(EngineLost(), healthy=False)
+    assert bench.runner.calls[3:] == ["wipe 0"]
 
 
 def test_successful_run_forgives_the_failures_before_it() -> None:

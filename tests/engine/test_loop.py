@@ -9,6 +9,7 @@ import pytest
 
 from serve_app.engine.batch import TickBatch
 from serve_app.engine.engine import Engine
+from serve_app.engine.limits import Pace
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.runner import PassThroughRunner
 from serve_app.errors import EngineDraining, EngineLost
@@ -72,7 +73,7 @@ def test_frames_that_come_while_a_tick_runs_share_the_next_one(engine: Engine, r
 
 
 def test_gather_window_ends_when_everybody_is_there(engine: Engine, runner: SummingRunner) -> None:
-    loop = EngineLoop(engine, gather_s=FOREVER_S)
+    loop = EngineLoop(engine, pace=Pace(gather_s=FOREVER_S))
     loop.start()
     listener = Listener()
     leases = [engine.acquire(SessionSpec()) for _ in range(2)]
@@ -87,7 +88,7 @@ def test_gather_window_ends_when_everybody_is_there(engine: Engine, runner: Summ
 
 
 def test_session_that_is_behind_does_not_wait_for_the_interval(engine: Engine) -> None:
-    loop = EngineLoop(engine, interval_s=FOREVER_S)
+    loop = EngineLoop(engine, pace=Pace(interval_s=FOREVER_S))
     listener = Listener()
     behind, silent = engine.acquire(SessionSpec()), engine.acquire(SessionSpec())
     for lease in (behind, silent):
@@ -129,6 +130,55 @@ def test_loop_that_dies_takes_its_engine_out_of_service(engine: Engine, monkeypa
     assert loop.stop()
     assert [type(end.error) for end in listener.ends(lease)] == [EngineLost]
     assert not engine.healthy
+
+
+def test_loop_of_an_engine_that_became_unhealthy_ends_everybody_and_says_so(
+    engine: Engine, runner: SummingRunner
+) -> None:
+    told: list[list[type]] = []
+    listener = Listener()
+    idle, busy = engine.acquire(SessionSpec()), engine.acquire(SessionSpec())
+    dead = threading.Event()
+
+    def on_dead() -> None:
+        told.append([type(end.error) for lease in (idle, busy) for end in listener.ends(lease)])
+        dead.set()
+
+    def explode(batch: TickBatch) -> None:
+        raise RuntimeError("device fault")
+
+    runner.before_run = explode
+    runner.wipe_error = RuntimeError("device fault")
+    for lease in (idle, busy):
+        engine.open(lease, listener)
+    engine.push(busy, 0, frame(1.0))
+    loop = EngineLoop(engine, on_dead=on_dead)
+    loop.start()
+    assert dead.wait(10)
+    assert loop.stop()
+    assert told == [[EngineLost, EngineLost]]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_loop_that_dies_says_so_even_when_nobody_can_be_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*args: object, **kwargs: object) -> int:
+        raise RuntimeError("a fault of ours")
+
+    dead = threading.Event()
+    monkeypatch.setattr(engine, "tick", explode)
+    monkeypatch.setattr(engine, "shut", explode)
+    loop = EngineLoop(engine, on_dead=dead.set)
+    loop.start()
+    assert dead.wait(10)
+    assert loop.stop()
+
+
+def test_stopped_loop_is_not_dead(engine: Engine) -> None:
+    dead = threading.Event()
+    loop = EngineLoop(engine, on_dead=dead.set)
+    loop.start()
+    assert loop.stop()
+    assert not dead.is_set()
 
 
 def test_many_threads_push_and_no_frame_is_lost_or_foreign() -> None:
