@@ -49,6 +49,7 @@ class Recipe:
         free, quantised, frozen: steps of the three phases.
         envelope: weight of the envelope loss, from step ``envelope_from`` on: envelopes of noise teach nothing.
         timing_from: step from which envelopes along time alone count as well.
+        plain_from: step from which segments are mostly as they were said.
         commitment: weight of the pull of latents towards their codes.
         fewest: vectors use at random `fewest` to all codebooks, half of the time, so that a prefix of them is good too.
     """
@@ -63,6 +64,7 @@ class Recipe:
     envelope: float = 1.0
     envelope_from: int = 200
     timing_from: int = 1_200
+    plain_from: int = 1_900
     commitment: float = 0.1
     fewest: int = 6
     k_means_rounds: int = 6
@@ -119,7 +121,8 @@ class Trainer:
             self.fit_codebooks()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        pcm = self.segments.draw(recipe.batch, recipe.frames, seed=recipe.seed * 1_000_003 + step)  # [B, 1, N]
+        seed, plain = recipe.seed * 1_000_003 + step, step >= recipe.plain_from
+        pcm = self.segments.draw(recipe.batch, recipe.frames, seed, plain=plain)  # [B, 1, N]
         generator = torch.Generator().manual_seed(recipe.seed * 7_919 + step)
         with torch.autocast("cpu", torch.bfloat16):
             if step < recipe.free:
