@@ -18,7 +18,7 @@ FLOORS: Final = {
     "checkpoint": 3, "observability": 3,
     "model": 2, "wire": 2, "audio": 2, "admission": 2,
     "config": 1,
-    "errors": 0, "units": 0, "spec": 0,
+    "errors": 0, "units": 0, "spec": 0, "budget": 0,
 }  # fmt: skip
 TOP_FLOOR: Final = 6
 """Rooms of the top floor may import any package."""

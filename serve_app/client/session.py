@@ -13,9 +13,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus
 from websockets.http11 import Response
 
-from serve_app.audio.budget import AUDIO_RATE, Budget
+from serve_app.audio.budget import AUDIO_RATE
 from serve_app.audio.frames import FrameBuffer
 from serve_app.audio.opus import OpusReceiver, OpusSender
+from serve_app.budget import Budget
 from serve_app.client.address import chat_url
 from serve_app.client.events import PCM, Audio, Error, Event, Metadata, Text
 from serve_app.client.failures import (

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.audio.budget import AUDIO_BURST_S, AUDIO_RATE, Budget, audio_budget
+from serve_app.audio.budget import AUDIO_BURST_S, AUDIO_RATE, audio_budget
+from serve_app.budget import Budget
 
 STEPS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=60)
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.audio.budget import Budget, audio_budget
+from serve_app.audio.budget import audio_budget
 from serve_app.audio.ogg import OggPager, Page
 from serve_app.audio.opus import OpusReceiver
+from serve_app.budget import Budget
 from serve_app.errors import PeerError
 from serve_app.units import FRAME_S
 from tests.audio.streams import Clock, headers, page, sealed, sphn_messages

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from load_tests.strangers import FRAMES_PER_TONE, MAX_SESSIONS, judged, run, sung
-from serve_app.audio.budget import Budget
 from serve_app.audio.opus import OpusReceiver, OpusSender
+from serve_app.budget import Budget
 from serve_app.client.events import PCM
 from tests.client.echo import EchoServer
 from tests.client.loop import in_loop
