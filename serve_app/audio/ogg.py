@@ -21,6 +21,7 @@ MAX_PACKET_BYTES: Final = 8 * 1024
 """The largest sane Opus packet: 120 ms at 510 kb/s is 7,650 bytes."""
 
 _HEADER: Final = struct.Struct("<4sBBqIIIB")
+PAGE_HEADER_BYTES: Final = _HEADER.size
 _LONGEST_LACE: Final = 255
 _REVERSED: Final = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
@@ -251,6 +252,11 @@ class PacketJoiner:
         self._serial = page.serial
         packets.extend(pieces)
         return packets
+
+
+def laced_bytes(packet: bytes) -> int:
+    """What a packet takes in a page: its bytes and the laces that say how many."""
+    return len(packet) + len(packet) // _LONGEST_LACE + 1
 
 
 class PageWriter:

@@ -12,18 +12,20 @@ from typing import Final
 import numpy as np
 
 from serve_app.audio import problems
-from serve_app.audio.budget import Budget, error_budget
+from serve_app.audio.budget import error_budget
 from serve_app.audio.codec import PACKET_SAMPLES, Decoder, Encoder, PacketError
 from serve_app.audio.frames import FrameBuffer, Pcm
-from serve_app.audio.ogg import Flag, OggPager, PacketJoiner, Page, PageWriter
+from serve_app.audio.ogg import PAGE_HEADER_BYTES, Flag, OggPager, PacketJoiner, Page, PageWriter, laced_bytes
 from serve_app.audio.packet import HEAD, OPUS_RATE_HZ, TAGS, duration_samples, head_streams
 from serve_app.audio.problems import AudioProblem, ProblemKind
+from serve_app.budget import Budget
 from serve_app.errors import AudioRefused
 from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 MAX_MESSAGE_AUDIO_S: Final = 1.0
 MAX_BAD_PACKETS: Final = 8
 """Per message; the rest of the message is dropped."""
+TRAFFIC_WINDOW_S: Final = 10.0
 
 _FRAME_AT_OPUS_RATE: Final = round(FRAME_S * OPUS_RATE_HZ)
 _SCALE: Final = OPUS_RATE_HZ // SAMPLE_RATE_HZ
@@ -31,10 +33,25 @@ _SCALE: Final = OPUS_RATE_HZ // SAMPLE_RATE_HZ
 
 @dataclasses.dataclass(slots=True)
 class Traffic:
-    """What has passed in one direction: bytes of audio payload and the audio in it."""
+    """What passed in one direction lately: the newest 5 to 10 seconds of sound and the bytes that carried it.
+
+    Sound packets count, with their share of the page around them, once they were decoded or encoded. What was refused,
+    early, dropped as too fast, or only a header, does not: the rate is that of the sound heard.
+    """
 
     payload_bytes: int = 0
     audio_s: float = 0.0
+    _older_bytes: int = 0
+    _older_s: float = 0.0
+
+    def add(self, payload_bytes: int, audio_s: float) -> None:
+        """Count some sound; every 5 seconds of it the 5 before are forgotten."""
+        self.payload_bytes += payload_bytes
+        self.audio_s += audio_s
+        if self.audio_s - self._older_s >= TRAFFIC_WINDOW_S / 2:
+            self.payload_bytes -= self._older_bytes
+            self.audio_s -= self._older_s
+            self._older_bytes, self._older_s = self.payload_bytes, self.audio_s
 
     @property
     def kbps(self) -> float:
@@ -50,11 +67,22 @@ class Received:
         frames: each ``float32[1920]``.
         problems: kinds of trouble seen for the first time: to be told to the peer.
         dropped_frames: frames' worth of audio that was too much, dropped undecoded, oldest first.
+        audio_s: how much was decoded, whole frames or not.
     """
 
     frames: list[Pcm]
     problems: list[AudioProblem]
     dropped_frames: int
+    audio_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Packet:
+    """A sound packet: its bytes, samples at 48 kHz, and the bytes of payload that it took."""
+
+    content: bytes
+    samples: int
+    cost_bytes: int
 
 
 class OpusReceiver:
@@ -66,7 +94,7 @@ class OpusReceiver:
         errors: messages with something wrong that may come.
 
     Attributes:
-        traffic: bytes in (all of them) and audio decoded.
+        traffic: of the sound decoded.
         counts: pages and packets that were wrong, by kind.
     """
 
@@ -94,11 +122,12 @@ class OpusReceiver:
         packets, troubles = self._open(payload)
         dropped_frames = self._trim(packets)
         frames: list[Pcm] = []
+        audio_s = 0.0
         bad = 0
-        for packet, samples in packets:
+        for packet in packets:
             try:
-                pcm = self._decoder.decode(packet)
-                if len(pcm) * _SCALE != samples:
+                pcm = self._decoder.decode(packet.content)
+                if len(pcm) * _SCALE != packet.samples:
                     raise PacketError("wrong duration")
             except PacketError:
                 self._decoder = Decoder()
@@ -107,9 +136,10 @@ class OpusReceiver:
                 if bad == MAX_BAD_PACKETS:
                     break
                 continue
-            self.traffic.audio_s += len(pcm) / SAMPLE_RATE_HZ
+            audio_s += len(pcm) / SAMPLE_RATE_HZ
+            self.traffic.add(packet.cost_bytes, len(pcm) / SAMPLE_RATE_HZ)
             frames.extend(self._frames.push(pcm))
-        return Received(frames, self._note(troubles), dropped_frames)
+        return Received(frames, self._note(troubles), dropped_frames, audio_s)
 
     def skip(self, payload: bytes) -> Received:
         """Take an audio message that came before the handshake: header pages are noticed, nothing is decoded.
@@ -120,21 +150,22 @@ class OpusReceiver:
         _, troubles = self._open(payload)
         return Received([], self._note(troubles), 0)
 
-    def _open(self, payload: bytes) -> tuple[collections.deque[tuple[bytes, int]], list[AudioProblem]]:
-        """The sound packets of a message, each with its samples at 48 kHz, and what was wrong."""
-        self.traffic.payload_bytes += len(payload)
-        packets: collections.deque[tuple[bytes, int]] = collections.deque()
+    def _open(self, payload: bytes) -> tuple[collections.deque[_Packet], list[AudioProblem]]:
+        """The sound packets of a message, and what was wrong."""
+        packets: collections.deque[_Packet] = collections.deque()
         troubles: list[AudioProblem] = []
         for found in self._pager.feed(payload):
             if isinstance(found, AudioProblem):
                 troubles.append(found)
                 continue
+            frame_bytes = PAGE_HEADER_BYTES  # of the page, borne by its first packet
             for packet in self._packets(found, troubles):
                 samples = duration_samples(packet)
                 if samples is None:
                     troubles.append(problems.bad_packet("its first bytes make no sense"))
-                else:
-                    packets.append((packet, samples))
+                    continue
+                packets.append(_Packet(packet, samples, laced_bytes(packet) + frame_bytes))
+                frame_bytes = 0
         return packets, troubles
 
     def _packets(self, page: Page, troubles: list[AudioProblem]) -> list[bytes]:
@@ -165,13 +196,13 @@ class OpusReceiver:
         elif streams != 1:
             self._foreign = serial, problems.layout(streams)
 
-    def _trim(self, packets: collections.deque[tuple[bytes, int]]) -> int:
+    def _trim(self, packets: collections.deque[_Packet]) -> int:
         """Drop the oldest until the rest may pass; the whole frames that it amounts to, the remainder carried over."""
         now_s = self._clock()
         allowed_s = min(MAX_MESSAGE_AUDIO_S, self._budget.available(now_s))
-        total = sum(samples for _, samples in packets)
+        total = sum(packet.samples for packet in packets)
         while total > allowed_s * OPUS_RATE_HZ:
-            _, samples = packets.popleft()
+            samples = packets.popleft().samples
             total -= samples
             self._dropped_samples += samples
         self._budget.take(total / OPUS_RATE_HZ, now_s)
@@ -196,7 +227,7 @@ class OpusSender:
     The form is that of Kyutai's own servers: two pages of one 40 ms packet each, header pages in the first message.
 
     Attributes:
-        traffic: bytes out and audio encoded.
+        traffic: of the sound encoded.
     """
 
     def __init__(self, serial: int = 1) -> None:
@@ -208,20 +239,18 @@ class OpusSender:
     def encode(self, pcm: Pcm) -> bytes:
         """Args: ``float32[1920]``, finite."""
         assert pcm.shape == (FRAME_SAMPLES,), pcm.shape
-        pages = [] if self._granule else self._headers()
+        headers = b"" if self._granule else self._headers()
+        pages: list[bytes] = []
         for begin in range(0, FRAME_SAMPLES, PACKET_SAMPLES):
             packet = self._encoder.encode(np.ascontiguousarray(pcm[begin : begin + PACKET_SAMPLES], np.float32))
             self._granule += PACKET_SAMPLES * _SCALE
             pages.append(self._pages.page([packet], granule=self._granule))
         payload = b"".join(pages)
-        self.traffic.payload_bytes += len(payload)
-        self.traffic.audio_s += FRAME_S
-        return payload
+        self.traffic.add(len(payload), FRAME_S)
+        return headers + payload
 
-    def _headers(self) -> list[bytes]:
+    def _headers(self) -> bytes:
         vendor = b"chorus"
         tags = TAGS + len(vendor).to_bytes(4, "little") + vendor + bytes(4)
-        return [
-            self._pages.page([self._encoder.head], granule=0, flags=Flag.FIRST),
-            self._pages.page([tags], granule=0),
-        ]
+        head = self._pages.page([self._encoder.head], granule=0, flags=Flag.FIRST)
+        return head + self._pages.page([tags], granule=0)

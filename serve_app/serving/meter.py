@@ -27,8 +27,7 @@ class Meter:
         finally:
             del self._live[name]
             for past, carried in zip(self._past, (incoming, outgoing), strict=True):
-                past.payload_bytes += carried.payload_bytes
-                past.audio_s += carried.audio_s
+                past.add(carried.payload_bytes, carried.audio_s)
 
     def ended(self, cause: str) -> None:
         """A conversation is over."""
@@ -45,12 +44,12 @@ class Meter:
 
     @property
     def opus_in(self) -> Traffic:
-        """What clients have sent."""
+        """What clients have sent lately, as far as it was heard."""
         return self._sum(0)
 
     @property
     def opus_out(self) -> Traffic:
-        """What clients were sent."""
+        """What clients were sent lately."""
         return self._sum(1)
 
     def _sum(self, direction: int) -> Traffic:

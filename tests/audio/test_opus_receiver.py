@@ -6,7 +6,7 @@ import pytest
 from av.audio.codeccontext import AudioCodecContext
 
 from serve_app.audio.budget import ERROR_BURST, audio_budget
-from serve_app.audio.opus import OpusReceiver, Received
+from serve_app.audio.opus import OpusReceiver, OpusSender, Received, Traffic
 from serve_app.audio.problems import ProblemKind
 from serve_app.errors import AudioRefused
 from serve_app.units import FRAME_S, FRAME_SAMPLES
@@ -217,13 +217,39 @@ def test_amplifying_message_is_cut_to_one_second() -> None:
     assert got.dropped_frames >= 250
 
 
-def test_traffic_counts_bytes_and_audio() -> None:
-    messages = sphn_messages(50)
+def test_traffic_is_that_of_the_sound_heard() -> None:
+    sender = OpusSender()
     one = receiver()
-    listen(messages, one)
-    assert one.traffic.payload_bytes == sum(map(len, messages))
+    listen(tuple(sender.encode(frame) for frame in sound(50).reshape(-1, FRAME_SAMPLES)), one)
+    assert one.traffic.payload_bytes == sender.traffic.payload_bytes
     assert one.traffic.audio_s == pytest.approx(4.0)
     assert one.traffic.kbps == pytest.approx(8 * one.traffic.payload_bytes / 4_000)
+
+
+def test_what_is_refused_early_or_too_fast_is_no_traffic() -> None:
+    messages = sphn_messages(50)
+    one = receiver()
+    one.skip(messages[0])
+    for _ in range(5):
+        one.feed(WEBM * 100)
+    assert one.traffic == Traffic()
+    one.feed(b"".join(messages))
+    assert one.traffic.audio_s == pytest.approx(1.0)
+    assert 20 < one.traffic.kbps < 60
+
+
+def test_traffic_is_of_the_last_seconds() -> None:
+    traffic = Traffic()
+    for _ in range(1_000):
+        traffic.add(100_000, 0.08)
+    for _ in range(125):
+        traffic.add(400, 0.08)
+    assert traffic.kbps == pytest.approx(40.0)
+    assert 4.9 < traffic.audio_s < 10.1
+
+
+def test_sound_of_less_than_a_frame_is_heard_all_the_same() -> None:
+    assert receiver().feed(headers() + page(b"\xf8")).audio_s == pytest.approx(0.02)
 
 
 def test_sound_survives_the_way_in() -> None:
