@@ -92,17 +92,17 @@ class MessageTooLarge(PeerError):
 
 
 class ProtocolAbuse(PeerError):
-    """Too many messages that mean nothing."""
+    """Too many messages that mean nothing, or too many messages."""
 
     reason = "protocol_abuse"
     close_code = 1008
 
-    def __init__(self, count: int, window_s: float) -> None:
-        super().__init__(count, window_s)
-        self.count, self.window_s = count, window_s
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
     def __str__(self) -> str:
-        return f"{self.count} meaningless messages in {self.window_s:g} s"
+        return self.why
 
 
 class PeerSilent(PeerError):

@@ -6,8 +6,9 @@ Neither side is thread-safe; each belongs to one connection.
 import collections
 import enum
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Generic, TypeVar
 
+from serve_app.budget import Budget
 from serve_app.errors import MessageTooLarge, ProtocolAbuse
 from serve_app.wire import messages
 from serve_app.wire.events import (
@@ -20,14 +21,22 @@ from serve_app.wire.events import (
     EarlyAudio,
     ErrorText,
     Handshake,
+    Kind,
     Metadata,
     Ping,
     ServerEvent,
     Text,
+    UnreadMetadata,
 )
 
 ABUSE_LIMIT: Final = 100
 ABUSE_WINDOW_S: Final = 10.0
+MESSAGE_RATE_HZ: Final = 100.0
+"""A message for every 20 ms of sound is 50 a second; Kyutai's clients send 12.5 and 25."""
+MESSAGE_BURST: Final = 500.0
+BYTE_RATE: Final = 128.0 * 1024
+"""Opus at its highest bit rate is half of it."""
+BYTE_BURST: Final = 1024.0 * 1024
 
 
 class ChatState(enum.Enum):
@@ -41,15 +50,11 @@ class ChatState(enum.Enum):
 class _Step(enum.Enum):
     HANDSHAKE = "handshake"
     AUDIO_OUT = "audio_out"
-    CLOSE = "close"
 
 
 _MOVES: Final[Mapping[tuple[ChatState, _Step], ChatState]] = {
     (ChatState.WAITING, _Step.HANDSHAKE): ChatState.LIVE,
-    (ChatState.WAITING, _Step.CLOSE): ChatState.CLOSED,
     (ChatState.LIVE, _Step.AUDIO_OUT): ChatState.LIVE,
-    (ChatState.LIVE, _Step.CLOSE): ChatState.CLOSED,
-    (ChatState.CLOSED, _Step.CLOSE): ChatState.CLOSED,
 }
 """What a server may do when. A step that is missing here is our own mistake, never the peer's."""
 
@@ -73,18 +78,39 @@ class DiscardLog:
         now_s = self._clock()
         self._recent_s.append(now_s)
         if len(self._recent_s) == self._recent_s.maxlen and now_s - self._recent_s[0] <= self._window_s:
-            raise ProtocolAbuse(len(self._recent_s), self._window_s)
+            raise ProtocolAbuse(f"{len(self._recent_s)} meaningless messages in {self._window_s:g} s")
         return Discarded(cause)
 
 
-class ChatServer:
-    """The server's side of one connection.
+class Allowance:
+    """How many messages and bytes a peer may send, whatever they mean.
 
     Args:
-        clock: seconds, monotonic; only the abuse window reads it.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._messages = Budget(MESSAGE_RATE_HZ, MESSAGE_BURST)
+        self._bytes = Budget(BYTE_RATE, BYTE_BURST)
+
+    def take(self, size_bytes: int) -> None:
+        """Raises ProtocolAbuse when a message of that size is too much."""
+        now_s = self._clock()
+        if not self._messages.take(1.0, now_s):
+            raise ProtocolAbuse(f"more than {MESSAGE_RATE_HZ:g} messages a second")
+        if not self._bytes.take(size_bytes, now_s):
+            raise ProtocolAbuse(f"more than {BYTE_RATE:g} bytes a second")
+
+
+_Event = TypeVar("_Event")
+
+
+class _Side(Generic[_Event]):
+    """What both sides share: the state, and the way of a message from the socket to its event.
 
     Attributes:
-        discarded: how many messages meant nothing, by cause.
+        state: where the connection stands.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -93,32 +119,76 @@ class ChatServer:
 
     @property
     def discarded(self) -> Mapping[DiscardCause, int]:
+        """How many messages meant nothing, by cause."""
         return self._log.counts
 
-    def receive(self, message: bytes | str) -> list[ServerEvent]:
+    def receive(self, message: bytes | str) -> list[_Event]:
         """Parse one WebSocket message; a text frame comes in as ``str``.
 
         Raises:
             MessageTooLarge: over 64 KiB.
-            ProtocolAbuse: 100 discarded messages within 10 s. The state is CLOSED after either error, and everything
-                that still arrives is swallowed.
+            ProtocolAbuse: 100 discarded messages within 10 s; for a server, also more than 100 messages or 128 KiB a
+                second after the first 500 or 1 MiB. The state is CLOSED after either error, and everything that still
+                arrives is swallowed.
         """
         if self.state is ChatState.CLOSED:
             return []
         try:
-            return [self._parse(message)]
+            if len(message) > messages.MAX_MESSAGE_BYTES:
+                raise MessageTooLarge(len(message), messages.MAX_MESSAGE_BYTES)
+            return [self._open(message)]
         except (MessageTooLarge, ProtocolAbuse):
             self.close()
             raise
 
-    def _parse(self, message: bytes | str) -> ServerEvent:
-        event = _open(message, self._log)
+    def close(self) -> None:
+        """The connection ended, whoever ended it. Idempotent."""
+        self.state = ChatState.CLOSED
+
+    def metadata(self, value: object) -> bytes:
+        """Any JSON value, in any state: the Rust backend also sends it before the handshake."""
+        return messages.encode_metadata(value)
+
+    def ping(self) -> bytes:
+        return messages.encode_ping()
+
+    def _open(self, message: bytes | str) -> _Event:
+        raise NotImplementedError
+
+    def _decode(self, message: bytes | str) -> messages.Message | Discarded:
+        if isinstance(message, str):
+            return self._log.note(DiscardCause.TEXT_FRAME)
+        if not message:
+            return self._log.note(DiscardCause.EMPTY)
+        try:
+            event = messages.decode(message)
+        except messages.MalformedError:
+            return self._log.note(DiscardCause.MALFORMED)
+        return self._log.note(DiscardCause.UNKNOWN_KIND) if event is None else event
+
+
+class ChatServer(_Side[ServerEvent]):
+    """The server's side of one connection.
+
+    Args:
+        clock: seconds, monotonic; the limits on strangers read it.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._allowance = Allowance(clock)
+
+    def _open(self, message: bytes | str) -> ServerEvent:
+        self._allowance.take(len(message))
+        if isinstance(message, bytes) and message[:1] == bytes([Kind.METADATA]):
+            return UnreadMetadata(message[1:])
+        event = self._decode(message)
         match event:
             case Audio(payload) if self.state is ChatState.WAITING:
                 return EarlyAudio(payload)
-            case Audio() | Control() | Metadata() | Ping() | Discarded():
+            case Audio() | Control() | Ping() | Discarded():
                 return event
-            case Handshake() | Text() | ErrorText():  # only servers say these
+            case Handshake() | Text() | ErrorText() | Metadata():  # only servers say the first three
                 return self._log.note(DiscardCause.UNEXPECTED_KIND)
 
     def handshake(self) -> bytes:
@@ -134,20 +204,9 @@ class ChatServer:
         self._move(_Step.AUDIO_OUT)
         return messages.encode_text(text)
 
-    def metadata(self, value: object) -> bytes:
-        """Any JSON value, in any state: the Rust backend also sends it before the handshake."""
-        return messages.encode_metadata(value)
-
     def error(self, text: str) -> bytes:
         """A sentence for the person at the other end, in any state."""
         return messages.encode_error(text)
-
-    def ping(self) -> bytes:
-        return messages.encode_ping()
-
-    def close(self) -> None:
-        """The connection ended, whoever ended it. Idempotent."""
-        self._move(_Step.CLOSE)
 
     def _move(self, step: _Step) -> None:
         after = _MOVES.get((self.state, step))
@@ -155,7 +214,7 @@ class ChatServer:
         self.state = after
 
 
-class ChatClient:
+class ChatClient(_Side[ClientEvent]):
     """The client's side of one connection: LIVE once the handshake has come.
 
     It may send audio before that, as the Python reference client does; a server drops it.
@@ -164,52 +223,14 @@ class ChatClient:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._log = DiscardLog(clock)
-        self.state = ChatState.WAITING
-
-    @property
-    def discarded(self) -> Mapping[DiscardCause, int]:
-        return self._log.counts
-
-    def receive(self, message: bytes | str) -> list[ClientEvent]:
-        """Raises MessageTooLarge and ProtocolAbuse as `ChatServer.receive` does."""
-        if self.state is ChatState.CLOSED:
-            return []
-        try:
-            event = _open(message, self._log)
-        except (MessageTooLarge, ProtocolAbuse):
-            self.close()
-            raise
+    def _open(self, message: bytes | str) -> ClientEvent:
+        event = self._decode(message)
         if isinstance(event, Handshake):
             self.state = ChatState.LIVE
-        return [event]
+        return event
 
     def audio(self, payload: bytes) -> bytes:
         return messages.encode_audio(payload)
 
     def control(self, action: Action) -> bytes:
         return messages.encode_control(action)
-
-    def metadata(self, value: object) -> bytes:
-        return messages.encode_metadata(value)
-
-    def ping(self) -> bytes:
-        return messages.encode_ping()
-
-    def close(self) -> None:
-        self.state = ChatState.CLOSED
-
-
-def _open(message: bytes | str, log: DiscardLog) -> messages.Message | Discarded:
-    if len(message) > messages.MAX_MESSAGE_BYTES:
-        raise MessageTooLarge(len(message), messages.MAX_MESSAGE_BYTES)
-    if isinstance(message, str):
-        return log.note(DiscardCause.TEXT_FRAME)
-    if not message:
-        return log.note(DiscardCause.EMPTY)
-    try:
-        event = messages.decode(message)
-    except messages.MalformedError:
-        return log.note(DiscardCause.MALFORMED)
-    return log.note(DiscardCause.UNKNOWN_KIND) if event is None else event

@@ -84,6 +84,13 @@ class Metadata:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class UnreadMetadata:
+    """Metadata as a server gets it: nobody reads it there, so it is not parsed and may be anything."""
+
+    payload: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ErrorText:
     """A sentence for the person on the other side."""
 
@@ -102,7 +109,7 @@ class Discarded:
     cause: DiscardCause
 
 
-ServerEvent = Audio | EarlyAudio | Control | Metadata | Ping | Discarded
+ServerEvent = Audio | EarlyAudio | Control | UnreadMetadata | Ping | Discarded
 """What a server hears."""
 ClientEvent = Handshake | Audio | Text | Control | Metadata | ErrorText | Ping | Discarded
 """What a client hears."""
