@@ -16,11 +16,11 @@ from typing import Any, Final, Protocol, assert_never
 from serve_app.audio.budget import audio_budget
 from serve_app.audio.opus import OpusReceiver, OpusSender, Received
 from serve_app.checkpoint.text import TextStream
-from serve_app.errors import ChorusError, PeerSilent, SessionFault
+from serve_app.errors import ChorusError, EngineLost, PeerSilent, SessionFault
 from serve_app.link.channel import Channel
 from serve_app.link.messages import Dropped, Ended, Output
 from serve_app.wire.chat import ChatServer, ChatState
-from serve_app.wire.events import Audio, Control, Discarded, EarlyAudio, Metadata, Ping
+from serve_app.wire.events import Audio, Control, Discarded, EarlyAudio, Ping, UnreadMetadata
 
 GOODBYE_S: Final = 1.0
 """How long the last words may take: the peer may be gone."""
@@ -108,7 +108,6 @@ class Connection:
         cause = "client"
         try:
             await self._first_of(self._listen(), self._speak(), self._mind_silence())
-            await self._close(1000, "ended")
         except ClientLeftError:
             self._chat.close()
         except ChorusError as error:
@@ -146,20 +145,20 @@ class Connection:
             for event in self._chat.receive(content if content is not None else message.get("text") or ""):
                 await self._hear(event)
 
-    async def _hear(self, event: Audio | EarlyAudio | Control | Metadata | Ping | Discarded) -> None:
+    async def _hear(self, event: Audio | EarlyAudio | Control | UnreadMetadata | Ping | Discarded) -> None:
         match event:
             case Audio(payload):
-                self._heard_s = self._clock()
                 await self._take(self.receiver.feed(payload))
             case EarlyAudio(payload):
-                self._heard_s = self._clock()
                 await self._take(self.receiver.skip(payload))
-            case Control() | Metadata() | Ping() | Discarded():
+            case Control() | UnreadMetadata() | Ping() | Discarded():
                 pass  # nothing that we do yet
             case _:
                 assert_never(event)
 
     async def _take(self, received: Received) -> None:
+        if received.audio_s or received.dropped_frames:  # bytes that are no sound hold no slot
+            self._heard_s = self._clock()
         for problem in received.problems:
             await self._socket.send_bytes(self._chat.error(str(problem)))
         if received.dropped_frames:
@@ -184,9 +183,7 @@ class Connection:
                     self._note_drops(cause, frames)
                     await self._tell_drops()
                 case Ended():
-                    if event.error is not None:
-                        raise event.error
-                    return
+                    raise event.error or EngineLost()  # this side never asks: it lost its slot
                 case _:
                     assert_never(event)
 

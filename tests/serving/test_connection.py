@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from serve_app.link.messages import Downward, Dropped, Ended, Frame, Key, Opened
 from serve_app.serving.connection import Connection, Ending
 from serve_app.units import FRAME_SAMPLES
 from serve_app.wire.events import Kind
+from tests.audio.streams import Clock
 from tests.link.fakes import on_loop
 
 KEY = Key(0, 0)
@@ -53,6 +54,10 @@ class Socket:
     def kinds(self) -> list[int]:
         return [data[0] for data in self.sent]
 
+    async def until_taken(self) -> None:
+        while not self.incoming.empty():
+            await asyncio.sleep(0)
+
     async def until_sent(self, count: int) -> None:
         while len(self.sent) < count:
             self.changed.clear()
@@ -62,14 +67,20 @@ class Socket:
 class Stage:
     """A connection and both its sides."""
 
-    def __init__(self, *, silence_s: float = FOREVER_S, refuse: ChorusError | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        silence_s: float = FOREVER_S,
+        refuse: ChorusError | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.socket = Socket()
         self.frames: list[Frame] = []
         self.pushed = asyncio.Event()
         self.channel = Channel(KEY, self._transmit)
         self.may_open = asyncio.Event()
         self.refuse = refuse
-        self.connection = Connection(self.socket, self._attach, None, time.monotonic, silence_s=silence_s)
+        self.connection = Connection(self.socket, self._attach, None, clock, silence_s=silence_s)
         self.running = asyncio.create_task(self.connection.run())
 
     def _transmit(self, message: Upward) -> None:
@@ -132,8 +143,7 @@ async def test_the_handshake_waits_for_the_slot() -> None:
 async def test_audio_before_the_handshake_is_dropped_and_what_follows_decodes() -> None:
     stage, sender = Stage(), OpusSender()
     stage.socket.says(audio(sender))
-    while not stage.connection.receiver.traffic.payload_bytes:
-        await asyncio.sleep(0)
+    await stage.socket.until_taken()
     assert stage.frames == []
     await stage.open()
     stage.socket.says(audio(sender))
@@ -204,6 +214,46 @@ async def test_silence_ends_a_conversation() -> None:
     assert stage.socket.closed == (1008, "no_audio")
 
 
+NOT_SOUND = {"empty": b"\x01", "not Ogg": b"\x01hello", "ping": b"\x06", "page cut short": b"\x01OggS"}
+
+
+@pytest.mark.parametrize("message", NOT_SOUND.values(), ids=NOT_SOUND.keys())
+def test_messages_without_sound_hold_no_slot(message: bytes) -> None:
+    @on_loop
+    async def talk() -> None:
+        clock = Clock()
+        stage = Stage(silence_s=0.05, clock=clock)
+        await stage.open()
+        clock.now_s = 0.04
+        stage.socket.says(message)
+        await stage.socket.until_taken()
+        clock.now_s = 0.06
+        assert (await stage.running).cause == "no_audio"
+
+    talk()
+
+
+@pytest.mark.parametrize("spent_s", [0, 6], ids=["heard", "dropped as too fast"])
+def test_sound_holds_the_slot(spent_s: int) -> None:
+    @on_loop
+    async def talk() -> None:
+        clock, sender = Clock(), OpusSender()
+        stage = Stage(silence_s=0.05, clock=clock)
+        await stage.open()
+        for _ in range(spent_s):
+            stage.socket.says(audio(sender, 13))
+        await stage.socket.until_taken()
+        clock.now_s = 0.03
+        stage.socket.says(audio(sender))
+        await stage.socket.until_taken()
+        clock.now_s = 0.06
+        await asyncio.wait({stage.running}, timeout=0.15)
+        assert not stage.running.done()
+        await stage.end()
+
+    talk()
+
+
 @on_loop
 async def test_a_client_that_leaves_is_no_error() -> None:
     stage = Stage()
@@ -213,12 +263,13 @@ async def test_a_client_that_leaves_is_no_error() -> None:
 
 
 @on_loop
-async def test_an_engine_that_ends_without_an_error_closes_politely() -> None:
+async def test_an_end_that_nobody_here_asked_for_is_a_lost_engine() -> None:
     stage = Stage()
     await stage.open()
     stage.engine_says(Opened(KEY), Ended.of(KEY, None))
-    await stage.running
-    assert stage.socket.closed == (1000, "ended")
+    assert (await stage.running).cause == "engine_lost"
+    assert stage.socket.sent[-1] == bytes([Kind.ERROR]) + b"the engine is not reachable; try again"
+    assert stage.socket.closed == (1012, "engine_lost")
 
 
 @on_loop
