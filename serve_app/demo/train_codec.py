@@ -55,8 +55,8 @@ class Recipe:
     """
 
     free: int = 1_500
-    quantised: int = 2_000
-    frozen: int = 1_500
+    quantised: int = 3_200
+    frozen: int = 300
     batch: int = 8
     frames: int = 16
     rate: float = 1e-3
