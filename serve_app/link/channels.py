@@ -16,12 +16,17 @@ class Channels:
 
     Args:
         transmit: takes what goes up; on the loop, never blocks.
+
+    Attributes:
+        attached: channels that were opened since the link was made. A link with none is closed by the engine after a
+            while, which says nothing about the engine.
     """
 
     def __init__(self, transmit: Callable[[Upward], None]) -> None:
         self._transmit = transmit
         self._open: dict[Key, Channel] = {}
         self.lost = False
+        self.attached = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -42,6 +47,7 @@ class Channels:
             self._transmit(Attach(grant.key, grant.token))
             await channel.opened(timeout_s)
             opened = True
+            self.attached += 1
         except TimeoutError as error:
             raise EngineLost from error
         finally:

@@ -374,12 +374,23 @@ async def test_connection_that_never_attaches_is_closed_and_one_that_did_may_idl
 
 
 @on_loop
+async def test_link_that_was_closed_unused_is_told_from_an_engine_that_went() -> None:
+    async with (
+        await LinkServer.start(EchoPort(), limits=LinkLimits(attach_s=0.05)) as server,
+        await EngineLink.connect(server.address) as unused,
+    ):
+        await unused.pipe.gone.wait()
+        assert (unused.lost, unused.channels.attached) == (True, 0)
+
+
+@on_loop
 async def test_gateways_are_capped_and_a_place_is_free_again_when_one_goes() -> None:
     async with await LinkServer.start(EchoPort(), limits=LinkLimits(connections=1)) as server:
         first = await EngineLink.connect(server.address)
         with pytest.raises(EngineLost):
             await EngineLink.connect(server.address)
         await first.attach(server.grant(0, 0))
+        assert first.channels.attached == 1
         (connection,) = server.connections
         await first.close()
         await connection.pipe.gone.wait()
