@@ -14,6 +14,7 @@ class Percentiles:
 
     p50_ms: float
     p99_ms: float
+    mean_ms: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,4 +125,4 @@ class Tally:
 
 def _percentiles(values: npt.NDArray[np.float64]) -> Percentiles:
     p50, p99 = np.percentile(values, (50, 99))
-    return Percentiles(float(p50), float(p99))
+    return Percentiles(float(p50), float(p99), float(values.mean()))

@@ -32,6 +32,14 @@ def test_stats_of_an_idle_engine_are_zero() -> None:
     assert recent.rows_per_tick() == 0.0
 
 
+def test_stage_has_its_mean_beside_its_percentiles() -> None:
+    tally = Tally()
+    for spent_ms in (1.0, 1.0, 4.0):
+        tally.tick(1, {"lm": spent_ms}, overrun=False)
+    spent = tally.recent().percentiles()["lm"]
+    assert (spent.p50_ms, spent.mean_ms) == (1.0, 2.0)
+
+
 def test_recent_ticks_are_a_copy() -> None:
     tally = Tally()
     tally.tick(2, {"lm": 1.0}, overrun=False)
