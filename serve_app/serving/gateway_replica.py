@@ -29,6 +29,7 @@ from serve_app.serving.ray_calls import DirectoryHandle, LeaseHandle
 from serve_app.serving.roster import Roster
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.spec import SessionSpec
+from serve_app.units import SessionId
 from serve_app.wire.query import parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
@@ -128,7 +129,8 @@ class GatewayReplica:
             silence_s=self._settings.silence_s,
         )
         ending = connection.ending
-        logger.info("conversation start")
+        name = SessionId(secrets.token_hex(4))
+        logger.info("conversation start session=%s", name)
         with self._meter.conversation(connection.receiver.traffic, connection.sender.traffic):
             try:
                 ending = await connection.run()
@@ -138,8 +140,10 @@ class GatewayReplica:
             finally:
                 self._meter.ended(ending.cause)
                 logger.info(
-                    "conversation end cause=%s duration_s=%.2f frames_in=%d frames_out=%d dropped=%d discarded=%d",
+                    "conversation end cause=%s session=%s duration_s=%.2f frames_in=%d frames_out=%d dropped=%d "
+                    "discarded=%d",
                     ending.cause,
+                    name,
                     ending.duration_s,
                     ending.frames_in,
                     ending.frames_out,

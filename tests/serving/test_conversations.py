@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 import urllib.request
@@ -239,6 +240,18 @@ def test_info_shows_what_runs_and_what_passes(cluster: Cluster) -> None:
     assert 10 < info["bit_rate"]["opus_out_kbps"] < 200
     assert eventually(lambda: cluster.info()["engines"][0]["stage_ms"].get("tick"), 5)["p50"] > 0
     assert info["versions"]["ray"]
+
+
+def test_two_log_lines_tell_of_a_conversation_and_name_it(cluster: Cluster) -> None:
+    since = len(cluster.lines)
+    run(_one_conversation(cluster))
+
+    def paired() -> bool:
+        told = "\n".join(cluster.lines[since:])
+        (name,) = re.findall(r"conversation start session=([0-9a-f]{8})\b", told)
+        return len(re.findall(rf"conversation end cause=\w+ session={name} ", told)) == 1
+
+    eventually(paired, RECOVERY_S)
 
 
 def test_the_page_is_served(cluster: Cluster) -> None:
