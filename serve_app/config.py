@@ -22,6 +22,8 @@ ENGINE_APPLICATION: Final = "engine"
 GATEWAY_APPLICATION: Final = "gateway"
 MIN_KEY_CHARACTERS: Final = 16
 
+PACKAGE: Final = Path(__file__).parent
+
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -57,25 +59,74 @@ class LinkSettings(Settings):
     """Where engines listen for gateways.
 
     Attributes:
-        host: ``None`` is loopback; ``node`` is the address of the Ray node, for gateways on other nodes.
-        first_port, last_port: range to choose from; 0 lets the kernel choose.
+        host: ``None`` is loopback while the cluster is this one node, else as ``node``: the address of the Ray node,
+            for gateways on other nodes. Gateways connect to what stands here, so it cannot mean "every address".
+        first_port, last_port: range to choose from; both 0 lets the kernel choose.
     """
 
     host: str | None = None
     first_port: int = pydantic.Field(0, ge=0, le=65_535)
     last_port: int = pydantic.Field(0, ge=0, le=65_535)
 
+    @pydantic.field_validator("host")
+    @classmethod
+    def _one_address(cls, host: str | None) -> str | None:
+        if host is not None and is_wildcard(host):
+            raise ValueError(f"{host or 'an empty name'} means every address, and gateways need one to connect to")
+        return host
+
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.first_port > self.last_port:
             raise ValueError("first_port is above last_port")
+        if self.first_port == 0 < self.last_port:
+            raise ValueError("first_port 0 lets the kernel choose: last_port must be 0 too")
         return self
+
+
+class LimitSettings(Settings):
+    """Bounds of one engine; `engine.limits.Limits` says what each is, and has these defaults.
+
+    Attributes:
+        inbox_frames: frames of one session that may wait.
+        lag_s: when more than this waits, the session is cut down to ``keep_frames``.
+        keep_frames: frames that may wait without hurry.
+        gap_s: frames further apart than this count as an underrun.
+        overrun_s: a tick longer than this counts as an overrun.
+        run_failures: consecutive failed ticks after which the engine is replaced.
+    """
+
+    inbox_frames: int = pydantic.Field(16, ge=1, le=1_024)
+    lag_s: float = pydantic.Field(1.0, gt=0, le=60)
+    keep_frames: int = pydantic.Field(2, ge=1, le=1_024)
+    gap_s: float = pydantic.Field(0.16, gt=0, le=60)
+    overrun_s: float = pydantic.Field(0.08, gt=0, le=60)
+    run_failures: int = pydantic.Field(3, ge=1, le=1_000)
+
+    @pydantic.model_validator(mode="after")
+    def _room_to_keep(self) -> Self:
+        if self.keep_frames > self.inbox_frames:
+            raise ValueError("keep_frames is above inbox_frames")
+        return self
+
+
+class PaceSettings(Settings):
+    """How eagerly an engine ticks; `engine.limits.Pace` says more.
+
+    Attributes:
+        gather_s: how long to wait for more rows once the first frame is there; 0 takes whoever is ready.
+        interval_s: the least time from the start of one tick to the start of the next.
+    """
+
+    gather_s: float = pydantic.Field(0.0, ge=0, le=0.08)
+    interval_s: float = pydantic.Field(0.0, ge=0, le=0.08)
 
 
 class EngineSettings(Settings):
     """Args of the application ``engine``.
 
     Attributes:
+        name: what ``/info`` and the page call the model; ``None`` is the last part of the checkpoint's source.
         slots: conversations per engine; also the deployment's ``max_ongoing_requests``.
         engines: replicas, one per GPU.
         runner: ``model``, or ``passthrough``: each frame comes back as it went in, to test and measure the path.
@@ -88,8 +139,10 @@ class EngineSettings(Settings):
         attach_s: a lease that no gateway attaches to is freed after this.
         alarm_s, exit_s: a tick that takes longer is logged; much longer, and the process exits for Serve to replace.
         link: where engines listen.
+        limits, pace: bounds of the engine, and how eagerly it ticks.
     """
 
+    name: str | None = pydantic.Field(None, min_length=1, max_length=100)
     slots: int = pydantic.Field(4, ge=1, le=1024)
     engines: int = pydantic.Field(1, ge=1, le=256)
     runner: Literal["model", "passthrough"] = "model"
@@ -104,6 +157,8 @@ class EngineSettings(Settings):
     alarm_s: float = pydantic.Field(1.0, gt=0)
     exit_s: float = pydantic.Field(5.0, gt=0)
     link: LinkSettings = LinkSettings()
+    limits: LimitSettings = LimitSettings()
+    pace: PaceSettings = PaceSettings()
 
     @pydantic.model_validator(mode="after")
     def _runner_has_its_weights(self) -> Self:
@@ -194,13 +249,13 @@ class Config(pydantic.BaseModel):
 
 
 def read_config(path: Path) -> Config:
-    """Read and check a deployment file.
+    """Read and check a deployment file. A relative one that is not here is sought in the package, as the shipped are.
 
     Raises:
         ConfigError: cannot be read, no YAML, or a key is unknown, missing or out of range; names the file and the key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(_located(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -243,7 +298,7 @@ def access_key() -> str | None:
 
 
 def require_key_beyond_loopback(host: str) -> None:
-    """Refuse to listen where others can reach us without a key.
+    """Refuse to listen where others can reach us without a key. Asked before Ray starts, and by every replica.
 
     Raises:
         ConfigError: the host is not loopback and no key is set.
@@ -262,9 +317,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether a host means every address of a machine, so that nobody can connect to it by this name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return host in ("", "*")
+
+
 def proxy_mode() -> Literal["haproxy", "python"]:
     """Which proxy Ray Serve was started with in this process."""
     return "haproxy" if os.environ.get(HA_PROXY_VARIABLE) == "1" else "python"
+
+
+def _located(path: Path) -> Path:
+    shipped = PACKAGE / path
+    return shipped if not path.exists() and shipped.exists() else path
 
 
 def _key(location: tuple[int | str, ...]) -> str:

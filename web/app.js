@@ -112,7 +112,7 @@ function drawFigures() {
 
 async function refreshInfo() {
   if (document.hidden) return;
-  const told = await info();
+  const told = await info(key);
   const model = modelName(told);
   if (model) {
     at("model").textContent = model;

@@ -9,10 +9,11 @@ export function chatAddress(parameters) {
   return url;
 }
 
-// /info as an object, {} where it has none.
-export async function info() {
+// /info as an object, {} where it has none or asks for a key that is not `key`.
+export async function info(key) {
   try {
-    const response = await fetch(new URL("info", base), { cache: "no-store" });
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    const response = await fetch(new URL("info", base), { cache: "no-store", headers });
     return response.ok ? await response.json() : {};
   } catch {
     return {};

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from serve_app.checkpoint.duplex import build_on_meta, read_shapes
+from serve_app.checkpoint.memory import device_memory
 from serve_app.checkpoint.source import CheckpointSource, Layout, read_layout
 from serve_app.config import CheckpointSettings, read_config
 from serve_app.errors import ChorusError, ConfigError
@@ -103,15 +103,6 @@ def source_of(settings: CheckpointSettings) -> CheckpointSource:
     """
     folder = None if settings.folder is None else Path(settings.folder)
     return CheckpointSource(folder=folder, repository=settings.repository, revision=settings.revision)
-
-
-def device_memory(device: str) -> int | None:
-    """Bytes of a device of this machine; None where there is no such device."""
-    if not device.startswith("cuda"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not torch.cuda.is_available():
-        return None
-    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

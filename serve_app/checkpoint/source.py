@@ -44,6 +44,13 @@ class CheckpointSource:
         if self.repository is not None and not _is_commit(self.revision):
             raise CheckpointError(str(self), [f"revision {self.revision}: pin a commit of {COMMIT_DIGITS} hex digits"])
 
+    @property
+    def name(self) -> str:
+        """What people call it: the last part of where it is."""
+        where = self.repository if self.folder is None else str(self.folder)
+        assert where is not None
+        return where.rstrip("/").rpartition("/")[2]
+
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}" if self.folder is None else str(self.folder)
 

@@ -7,8 +7,36 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from serve_app.spec import Sampling
+
 EXPIRY_S: Final = 5.0
 HEARTBEAT_S: Final = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextModel:
+    """Which text model an engine writes with, and which of its tokens say nothing there.
+
+    Attributes:
+        digest: of the SentencePiece model's bytes; ask the directory for them.
+        silent: padding and end of padding, as the checkpoint numbers them.
+    """
+
+    digest: str
+    silent: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Orders:
+    """What the directory answers to a card.
+
+    Attributes:
+        drain: the whole deployment goes down.
+        offer_text_model: the directory has no bytes for the card's text model.
+    """
+
+    drain: bool
+    offer_text_model: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +53,12 @@ class EngineCard:
         process_bytes: resident memory of the engine's process.
         dep_q: codes the model says per step; 0 where there is none.
         codebook_bits: bits of one code.
-        stage_ms: stage to (p50, p99) over the last ticks.
+        stage_ms: stage to (p50, p99) of one tick, over the last ticks.
+        frame_ms: stage to mean time per frame, over the last ticks: what a stage took, by the rows that it took.
         rows_per_tick: mean over the last ticks.
         versions: package to version.
-        text_model: digest of the text model, "" where there is none; ask the directory for its bytes.
+        text_model: what its text tokens mean; None where it writes none.
+        sampling: how sessions sample that ask for nothing: what the model was published with.
         counters: name to count since the start.
     """
 
@@ -46,9 +76,11 @@ class EngineCard:
     dep_q: int
     codebook_bits: int
     stage_ms: Mapping[str, tuple[float, float]]
+    frame_ms: Mapping[str, float]
     rows_per_tick: float
     versions: Mapping[str, str]
-    text_model: str
+    text_model: TextModel | None
+    sampling: Sampling
     counters: Mapping[str, int]
 
     @property
@@ -72,10 +104,11 @@ class Directory:
         self._text_models: dict[str, bytes] = {}
         self._closing = False
 
-    def report(self, card: EngineCard) -> bool:
-        """Take an engine's card. Returns whether the engine shall drain, because the whole deployment goes down."""
+    def report(self, card: EngineCard) -> Orders:
+        """Take an engine's card. A directory that was started anew asks for the text model again."""
         self._cards[card.engine] = (self._clock(), card)
-        return self._closing
+        wanted = card.text_model is not None and card.text_model.digest not in self._text_models
+        return Orders(drain=self._closing, offer_text_model=wanted)
 
     def offer_text_model(self, digest: str, content: bytes) -> None:
         """Keep the bytes of a text model for gateways."""

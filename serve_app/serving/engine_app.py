@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config import EngineSettings, checked
-from serve_app.serving.directory import Directory, EngineCard
+from serve_app.serving.directory import Directory, EngineCard, Orders
 from serve_app.serving.engine_replica import EngineReplica
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
 
@@ -28,8 +28,8 @@ class EngineDirectory:
     def __init__(self, engines: object) -> None:
         self._directory = Directory(time.monotonic)
 
-    async def report(self, card: EngineCard) -> bool:
-        """An engine leaves its card; returns whether it shall drain."""
+    async def report(self, card: EngineCard) -> Orders:
+        """An engine leaves its card."""
         return self._directory.report(card)
 
     async def engines(self) -> list[EngineCard]:

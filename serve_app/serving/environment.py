@@ -11,6 +11,9 @@ from serve_app.errors import ConfigError
 CONVERSATION_S: Final = 4 * 3600
 """How long a proxy that was replaced keeps the conversations that it carries."""
 
+NOWHERE: Final = "/dev/null"
+"""No socket, so HAProxy can hand no line to it. It says so once, in a file of Ray's."""
+
 THROUGHPUT: Final = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -37,6 +40,9 @@ def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int, int]) -
         **THROUGHPUT,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{drain_s:g}",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(CONVERSATION_S),
+        # Its request log has whole addresses, and browsers have to put their key there; by default this machine's
+        # syslog would get it.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": NOWHERE,
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[1]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),

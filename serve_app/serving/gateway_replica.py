@@ -1,39 +1,45 @@
 """One gateway as a Serve replica: HTTP answers, and a WebSocket per conversation. It never imports torch."""
 
 import asyncio
+import dataclasses
 import logging
 import secrets
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
 
+from serve_app.audio.opus import OpusSender
 from serve_app.checkpoint.text import TextPieces
-from serve_app.config import GatewaySettings, access_key, proxy_mode
-from serve_app.errors import ChorusError, EngineFull
+from serve_app.config import GatewaySettings, access_key, proxy_mode, require_key_beyond_loopback
+from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.answers import NOT_FOUND, refusal
 from serve_app.serving.connection import Connection
 from serve_app.serving.directory import EngineCard
 from serve_app.serving.door import Door
 from serve_app.serving.info import describe
+from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
-from serve_app.serving.ray_calls import DirectoryHandle, LeaseHandle
+from serve_app.serving.ray_calls import DirectoryHandle, LeaseHandle, http_host
 from serve_app.serving.roster import Roster
 from serve_app.serving.session import EngineLinks, Session
+from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
-from serve_app.units import SessionId
+from serve_app.units import FRAME_SAMPLES, SessionId
 from serve_app.wire.query import parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
+WARM_S: Final = 5.0
+TEXT_S: Final = 1.0
+"""How long the directory may take to hand out a text model, while a leased slot waits."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +49,8 @@ class GatewayReplica:
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
         log_to_stderr()
+        require_key_beyond_loopback(http_host())
+        OpusSender().encode(np.zeros(FRAME_SAMPLES, np.float32))  # no libopus: no gateway, not no sound
         self._settings = GatewaySettings.model_validate(settings)
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -50,8 +58,8 @@ class GatewayReplica:
         self._door = Door(access_key(), self._settings.origins)
         self._leases = LeaseHandle()
         self._links = EngineLinks()
-        self._pieces: TextPieces | None = None
         self._directory = DirectoryHandle()
+        self._texts = Texts(self._directory.text_model)
         self._roster = Roster(self._directory, time.monotonic, self._warm, self._links.take_lost)
         self._meter = Meter()
         self._watch = asyncio.create_task(self._roster.watch())
@@ -81,9 +89,13 @@ class GatewayReplica:
             return refusal(obstacle)
         return JSONResponse({"status": "ready", "gateway": self._name})
 
-    async def info(self) -> dict[str, Any]:
-        """What runs here, how busy it is and how fast."""
-        return describe(self._roster.engines, self._meter, proxy_mode())
+    async def info(self, request: Request) -> JSONResponse:
+        """What runs here, how busy it is and how fast: for whoever may open a conversation."""
+        try:
+            self._door.admit(request.headers, request.query_params)
+        except ChorusError as error:
+            return refusal(error)
+        return JSONResponse(describe(self._roster.engines, self._meter, proxy_mode(), self._name))
 
     async def nowhere(self, socket: WebSocket) -> None:
         """Any other path."""
@@ -96,15 +108,15 @@ class GatewayReplica:
         try:
             try:
                 self._door.admit(socket.headers, socket.query_params)
-                query = parse_chat_query(socket.query_params)
+                query = parse_chat_query(socket.query_params, self._roster.sampling)
                 session = Session(self._leases.call, self._links, SessionSpec(sampling=query.sampling))
-                await self._lease(session)
+                pieces = await self._lease(session)
             except ChorusError as error:
                 self._note_refusal(error.reason)
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
-            await self._converse(socket, session)
+            await self._converse(socket, session, pieces)
         finally:
             if session is not None:
                 await asyncio.shield(session.close())
@@ -113,18 +125,26 @@ class GatewayReplica:
         self._meter.refused(reason)
         logger.info("conversation refused reason=%s engines=%d", reason, len(self._roster.engines))
 
-    async def _lease(self, session: Session) -> None:
-        """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth."""
+    async def _lease(self, session: Session) -> TextPieces | None:
+        """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth.
+
+        Returns what the text tokens of the engine that granted it mean.
+        """
         try:
-            await session.lease(self._settings.grant_wait_s)
+            granted = await session.lease(self._settings.grant_wait_s)
         except EngineFull as full:
             raise self._roster.obstacle() or full from None
+        try:
+            return await asyncio.wait_for(self._texts.pieces(granted.text_model), TEXT_S)
+        except (LookupError, TimeoutError):
+            raise EngineLost from None  # it comes up: its text model is on the way
 
-    async def _converse(self, socket: WebSocket, session: Session) -> None:
+    async def _converse(self, socket: WebSocket, session: Session, pieces: TextPieces | None) -> None:
+        watched = WatchedSocket(socket)
         connection = Connection(
-            socket,
+            watched,
             lambda: session.attach(self._settings.opened_s),
-            self._pieces.stream() if self._pieces is not None else None,
+            pieces.stream() if pieces is not None else None,
             time.monotonic,
             silence_s=self._settings.silence_s,
         )
@@ -136,6 +156,8 @@ class GatewayReplica:
                 ending = await connection.run()
             except asyncio.CancelledError:
                 ending = connection.ending
+                if await watched.left_properly():
+                    ending = dataclasses.replace(ending, cause="client")
                 raise
             finally:
                 self._meter.ended(ending.cause)
@@ -153,27 +175,21 @@ class GatewayReplica:
 
     async def _warm(self, engines: Sequence[EngineCard]) -> None:
         """Before the first visitor: the text model, and one lease there and back, so that Ray's routes are known."""
-        digest = engines[0].text_model
-        if digest:
-            content = await self._directory.text_model(digest)
-            if content is None:
-                raise LookupError("the text model has not arrived yet")
-            self._pieces = await asyncio.to_thread(_load_pieces, content)
-        trial = Session(self._leases.call, self._links, SessionSpec())
-        try:
-            await trial.lease(WARM_S)
-        finally:
-            await trial.close()
+        for model in {card.text_model for card in engines}:
+            await self._texts.pieces(model)
+        if any(card.free for card in engines):  # when all slots are taken there is no trial, and no need of one
+            await _try(Session(self._leases.call, self._links, SessionSpec()))
 
 
-WARM_S: Final = 5.0
-
-
-def _load_pieces(content: bytes) -> TextPieces:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "text.model"
-        path.write_bytes(content)
-        return TextPieces.load(path)
+async def _try(trial: Session) -> None:
+    """One lease there and back. An engine that refuses because it is full has answered, too."""
+    try:
+        await trial.lease(WARM_S)
+    except EngineFull as full:
+        if not full.slots:  # nobody answered
+            raise
+    finally:
+        await trial.close()
 
 
 async def _no_such_path(request: Request, error: Exception) -> JSONResponse:

@@ -8,12 +8,14 @@ from serve_app.serving.meter import Meter
 from serve_app.serving.process import package_versions, resident_bytes
 from serve_app.units import FRAME_RATE_HZ, RAW_AUDIO_KBPS
 
-STAGES: Final = ("encode", "lm", "depformer", "decode")
 PACKAGES: Final = ("chorus-serve", "ray", "fastapi")
 
 
-def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str) -> dict[str, Any]:
-    """Everything that a person who runs this wants to see at one glance; bit rates are per conversation."""
+def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: str) -> dict[str, Any]:
+    """Everything that a person who runs this wants to see at one glance; bit rates are per conversation.
+
+    With several gateways each answers for itself: its own numbers are under its name, the bit rates of Opus too.
+    """
     first = engines[0] if engines else None
     return {
         "model": first.model if first else None,
@@ -25,6 +27,7 @@ def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str) -> dict[st
         "bit_rate": _bit_rates(first, meter),
         "versions": package_versions(PACKAGES),
         "gateway": {
+            "name": gateway,
             "conversations": meter.conversations,
             "ended": dict(meter.endings),
             "refused": dict(meter.refusals),
@@ -58,6 +61,7 @@ def _engine(card: EngineCard) -> dict[str, Any]:
         "state_bytes_per_slot": card.state_bytes_per_slot,
         "process_bytes": card.process_bytes,
         "rows_per_tick": round(card.rows_per_tick, 2),
+        "ms_per_frame": {stage: round(spent_ms, 3) for stage, spent_ms in card.frame_ms.items()},
         "stage_ms": {
             stage: {"p50": round(p50_ms, 3), "p99": round(p99_ms, 3)}
             for stage, (p50_ms, p99_ms) in card.stage_ms.items()

@@ -11,18 +11,16 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.slots import Lease
 from serve_app.errors import ChorusError, EngineFull
 from serve_app.link.messages import Key
-from serve_app.link.port import Grant
 from serve_app.link.server import LinkServer
+from serve_app.serving.directory import TextModel
 from serve_app.serving.engine_port import EngineOverLink, key_of
+from serve_app.serving.granted import Answer, Granted
 from serve_app.spec import SessionSpec
 
 CHANGEOVER_S: Final = 0.08
 """A slot is given back at the end of a tick, a little after its lease is over: so long a newcomer waits for one."""
 
 logger = logging.getLogger(__name__)
-
-Answer = Grant | ChorusError
-"""What a call for a slot yields first, and last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,10 +37,12 @@ class LeaseDesk:
     Args:
         engine: whose slots.
         attach_s: a slot that no gateway attaches to within this is taken back.
+        text_model: what the engine writes with.
     """
 
-    def __init__(self, engine: Engine, *, attach_s: float) -> None:
+    def __init__(self, engine: Engine, *, attach_s: float, text_model: TextModel | None = None) -> None:
         self._engine = engine
+        self._text_model = text_model
         self._attach_s = attach_s
         self._loop = asyncio.get_running_loop()
         self._held: dict[Key, _Held] = {}
@@ -69,7 +69,7 @@ class LeaseDesk:
         key = key_of(lease)
         held = self._held[key] = _Held(asyncio.Event(), asyncio.Event())
         try:
-            yield self._server.grant(lease.slot, lease.generation)
+            yield Granted(self._server.grant(lease.slot, lease.generation), self._text_model)
             await self._wait(key, held)
         finally:
             del self._held[key]

@@ -1,4 +1,7 @@
-"""Where the page's files are: inside an installed package, or beside it in a checkout."""
+"""Where the page's files are: inside the package.
+
+In a checkout ``serve_app/web`` is a link to the folder beside the package; where links are not kept, that one is taken.
+"""
 
 from pathlib import Path
 

@@ -5,14 +5,15 @@ from typing import Any, Final, cast
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.config import ENGINE_APPLICATION
-from serve_app.errors import ChorusError
-from serve_app.link.port import Grant
-from serve_app.serving.directory import EngineCard
+from serve_app.serving.directory import EngineCard, Orders
+from serve_app.serving.granted import Answer
 from serve_app.spec import SessionSpec
 
+LOOPBACK: Final = "127.0.0.1"
 ENGINE_DEPLOYMENT: Final = "Engine"
 DIRECTORY_DEPLOYMENT: Final = "EngineDirectory"
 
@@ -27,9 +28,9 @@ class DirectoryHandle:
         """The cards of the engines that live."""
         return cast(list[EngineCard], await self._handle.engines.remote())
 
-    async def report(self, card: EngineCard) -> bool:
-        """Leave a card. Returns whether the engine shall drain."""
-        return bool(await self._handle.report.remote(card))
+    async def report(self, card: EngineCard) -> Orders:
+        """Leave a card."""
+        return cast(Orders, await self._handle.report.remote(card))
 
     async def offer_text_model(self, digest: str, content: bytes) -> None:
         """Leave the bytes of a text model."""
@@ -52,7 +53,7 @@ class LeaseHandle:
             ENGINE_DEPLOYMENT, app_name=ENGINE_APPLICATION
         ).options(stream=True)
 
-    async def call(self, spec: SessionSpec) -> AsyncGenerator[Grant | ChorusError, None]:
+    async def call(self, spec: SessionSpec) -> AsyncGenerator[Answer, None]:
         """Hold a slot for as long as this is iterated or closed; start it in a context of its own.
 
         A call belongs to the request in whose context it is made and would be cancelled with it.
@@ -69,7 +70,31 @@ def _cancel(response: Any) -> None:
     response.cancel()
 
 
-def node_address() -> str:
+def link_host(setting: str | None) -> str:
+    """Where an engine listens: see `LinkSettings.host`. One round trip where the setting leaves it to us."""
+    if setting is None:
+        return LOOPBACK if _alone() else _node_address()
+    return _node_address() if setting == "node" else setting
+
+
+def http_host() -> str:
+    """Where Ray Serve's proxies listen: told by the controller, whoever started it; loopback where HTTP is off.
+
+    Serve has no public call for it; the client is the one that handles are made with, so this costs nothing.
+    """
+    client = _get_global_client()
+    assert client is not None, "it raises where there is no controller"
+    return str(client.http_config.host or LOOPBACK)
+
+
+def _alone() -> bool:
+    """Whether this node is the whole cluster."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return all(node["NodeID"] == here for node in nodes if node["Alive"])
+
+
+def _node_address() -> str:
     """The address of this Ray node, as other nodes reach it."""
     address: Callable[[], str] = ray.util.get_node_ip_address
     return address()

@@ -6,10 +6,14 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from serve_app.errors import EngineDraining, EngineFull, EngineLost
-from serve_app.serving.directory import HEARTBEAT_S, EngineCard
+from serve_app.serving.directory import EXPIRY_S, HEARTBEAT_S, EngineCard
+from serve_app.spec import Sampling
 
 STALE_S: Final = 6.0
 """Without news for longer than this the gateway knows nothing."""
+LOST_S: Final = EXPIRY_S + HEARTBEAT_S
+"""An engine whose connection broke is avoided for this long: by then the directory has forgotten one that died, and
+one that it still knows lives and had only lost a connection."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ class Roster:
         self._clock = clock
         self._warm = warm
         self._take_lost = take_lost
-        self._lost: frozenset[str] = frozenset()
+        self._lost_s: dict[str, float] = {}
         self._warmed = False
         self._engines: Sequence[EngineCard] = ()
         self._told_s = float("-inf")
@@ -55,12 +59,17 @@ class Roster:
     @property
     def engines(self) -> Sequence[EngineCard]:
         """Those that live; none when the news is stale."""
-        gone = self._take_lost()
-        if gone:
-            self._lost |= {card.engine for card in self._engines if card.address in gone}
-        if self._clock() - self._told_s > STALE_S:
+        now_s, gone = self._clock(), self._take_lost()
+        self._lost_s = {engine: since_s for engine, since_s in self._lost_s.items() if now_s - since_s < LOST_S}
+        self._lost_s |= {card.engine: now_s for card in self._engines if card.address in gone}
+        if now_s - self._told_s > STALE_S:
             return ()
-        return [card for card in self._engines if card.engine not in self._lost]
+        return [card for card in self._engines if card.engine not in self._lost_s]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How sessions sample that ask for nothing: what the model was published with, or ours while none is known."""
+        return next((card.sampling for card in self._engines), Sampling())
 
     def obstacle(self) -> EngineLost | EngineDraining | EngineFull | None:
         """Why a conversation cannot start now; None when it can."""
@@ -80,7 +89,6 @@ class Roster:
             await self._warm(engines)
             self._warmed = True
         self._engines, self._told_s = tuple(engines), self._clock()
-        self._lost &= {card.engine for card in engines}
 
     async def watch(self) -> None:
         """Ask for ever, once a heartbeat."""

@@ -5,6 +5,7 @@ import logging
 
 from serve_app.config import EngineSettings
 from serve_app.engine.runner import PassThroughRunner, Runner
+from serve_app.spec import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -16,11 +17,15 @@ class Made:
     Attributes:
         runner: warm.
         text_model: bytes of the SentencePiece model; empty where the runner writes no text.
+        silent_tokens: text tokens that say nothing.
+        sampling: how sessions sample that ask for nothing.
         codebook_bits: bits of one code; 0 where there are none.
     """
 
     runner: Runner
     text_model: bytes = b""
+    silent_tokens: tuple[int, ...] = ()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     codebook_bits: int = 0
 
 
@@ -39,4 +44,4 @@ def make_runner(settings: EngineSettings) -> Made:
     served = load_served(settings, settings.checkpoint)
     runner = ModelRunner(served.duplex, settings.slots, name=served.name)
     logger.info("a tick of all %d slots takes %.1f ms", settings.slots, runner.warm_up())
-    return Made(runner, served.text_model, served.codebook_bits)
+    return Made(runner, served.text_model, served.silent_tokens, served.sampling, served.codebook_bits)

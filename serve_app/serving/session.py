@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, Callable
 from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.link.channel import Channel
 from serve_app.link.client import EngineLink
-from serve_app.link.port import Address, Grant
+from serve_app.link.port import Address
+from serve_app.serving.granted import Answer, Granted
 from serve_app.spec import SessionSpec
 
-CallForSlot = Callable[[SessionSpec], AsyncGenerator[Grant | ChorusError, None]]
+CallForSlot = Callable[[SessionSpec], AsyncGenerator[Answer, None]]
 """Yields a grant or a refusal, and then holds the slot until it is closed."""
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,14 @@ class EngineLinks:
             return link
 
     def take_lost(self) -> set[str]:
-        """``host:port`` of the engines whose connection broke since this was asked last."""
-        lost = {address for address, link in self._links.items() if link.lost}
+        """``host:port`` of the engines whose connection broke since this was asked last.
+
+        An engine closes a connection that nobody uses after a while: that is no loss.
+        """
+        lost = {address: link for address, link in self._links.items() if link.lost}
         for address in lost:
             del self._links[address]
-        return {f"{address.host}:{address.port}" for address in lost}
+        return {f"{address.host}:{address.port}" for address, link in lost.items() if link.channels.attached}
 
     async def close(self) -> None:
         """Close every connection; the engines free what they held."""
@@ -62,38 +66,46 @@ class Session:
         self._links = links
         self._spec = spec
         self._holder: asyncio.Task[None] | None = None
-        self._grant: Grant | None = None
+        self._granted: Granted | None = None
         self._channel: Channel | None = None
 
-    async def lease(self, wait_s: float) -> Grant:
+    async def lease(self, wait_s: float) -> Granted:
         """Get a slot.
 
         Raises:
             EngineFull: no engine answered in time: all are busy.
             EngineDraining, EngineLost: an engine refused, or none could be asked.
         """
-        granted: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        granted: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
         # A fresh context: Ray would end a call made inside a request together with that request.
         self._holder = asyncio.create_task(self._hold(granted), context=contextvars.Context())
         try:
-            self._grant = await asyncio.wait_for(granted, wait_s)
+            self._granted = await asyncio.wait_for(granted, wait_s)
         except TimeoutError:
             await self.close()
             raise EngineFull(0) from None
         except BaseException:
             await self.close()
             raise
-        return self._grant
+        return self._granted
 
     async def attach(self, timeout_s: float) -> Channel:
         """Open the leased slot over the link and wait until it is primed.
 
+        Waiting for others who connect, connecting and priming together take ``timeout_s`` at most.
+
         Raises:
-            EngineLost, EngineDraining, StaleLease, LinkError, SessionFault.
+            EngineLost: not in time, too.
+            EngineDraining, StaleLease, LinkError, SessionFault.
         """
-        assert self._grant is not None, "lease first"
-        link = await self._links.to(self._grant.address)
-        self._channel = await link.attach(self._grant, timeout_s=timeout_s)
+        assert self._granted is not None, "lease first"
+        grant = self._granted.grant
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await self._links.to(grant.address)
+                self._channel = await link.attach(grant, timeout_s=timeout_s)
+        except TimeoutError:
+            raise EngineLost from None
         return self._channel
 
     async def close(self) -> None:
@@ -105,7 +117,7 @@ class Session:
             holder.cancel()
             await asyncio.wait({holder})
 
-    async def _hold(self, granted: asyncio.Future[Grant]) -> None:
+    async def _hold(self, granted: asyncio.Future[Granted]) -> None:
         """Keep the call open: it is the lease."""
         answers = self._call(self._spec)
         try:

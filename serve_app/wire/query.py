@@ -17,6 +17,7 @@ from serve_app.spec import MAX_SEED, MAX_TOP_K, Sampling, fresh_seed
 
 MAX_VALUE_CHARS: Final = 64
 MAX_PENALTY_CONTEXT: Final = 1 << 16
+OURS: Final = Sampling()
 ANY_SEED: Final = ("", "-1")
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
@@ -33,11 +34,14 @@ class ChatQuery:
     sampling: Sampling
 
 
-def parse_chat_query(query: Mapping[str, str], *, fresh_seed: Callable[[], int] = fresh_seed) -> ChatQuery:
+def parse_chat_query(
+    query: Mapping[str, str], default: Sampling = OURS, *, fresh_seed: Callable[[], int] = fresh_seed
+) -> ChatQuery:
     """Read the query, filling in what it leaves out.
 
     Args:
         query: names to values, as decoded from the URL; where a name came twice, whichever the mapping holds.
+        default: of what the query does not name, but for the seeds: what the model was published with.
         fresh_seed: called once for each seed that the client left to us.
 
     Raises:
@@ -45,7 +49,6 @@ def parse_chat_query(query: Mapping[str, str], *, fresh_seed: Callable[[], int] 
             the client's spelling.
     """
     _refuse_unbuilt(query)
-    default = Sampling()
     try:
         sampling = Sampling(
             text_temperature=_decimal(query, "text_temperature", default.text_temperature),

@@ -8,6 +8,7 @@ import yaml
 
 from serve_app import config
 from serve_app.config import EngineSettings, GatewaySettings, checked, is_loopback, read_config
+from serve_app.engine.limits import Limits, Pace
 from serve_app.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -69,11 +70,39 @@ def test_every_problem_is_named_at_once() -> None:
         {"checkpoint": {"repository": "a/b"}},
         {"runner": "passthrough", "alarm_s": 6, "exit_s": 5},
         {"runner": "passthrough", "link": {"first_port": 9, "last_port": 8}},
+        {"runner": "passthrough", "link": {"first_port": 0, "last_port": 8}},
+        {"runner": "passthrough", "limits": {"inbox_frames": 1, "keep_frames": 2}},
+        {"runner": "passthrough", "name": ""},
     ],
 )
 def test_engine_args_that_contradict_each_other_are_refused(args: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         checked(EngineSettings, args, "here")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "*", ""])
+def test_engines_cannot_listen_at_every_address_because_gateways_need_one(host: str) -> None:
+    with pytest.raises(ConfigError, match="every address"):
+        checked(EngineSettings, {"runner": "passthrough", "link": {"host": host}}, "here")
+
+
+@pytest.mark.parametrize("host", [None, "node", "127.0.0.1", "192.0.2.1", "engine.example"])
+def test_engines_may_listen_at_one_address(host: str | None) -> None:
+    assert checked(EngineSettings, {"runner": "passthrough", "link": {"host": host}}, "here").link.host == host
+
+
+def test_the_defaults_of_limits_and_pace_are_the_engines_own() -> None:
+    limits, pace = EngineSettings(runner="passthrough").limits, EngineSettings(runner="passthrough").pace
+    assert Limits(**limits.model_dump()) == Limits()
+    assert Pace(**pace.model_dump()) == Pace()
+
+
+def test_the_demo_is_called_a_parrot_which_is_what_its_page_looks_for() -> None:
+    assert read_config(next(path for path in SHIPPED if path.name == "demo.yaml")).engine.name == "parrot"
+
+
+def test_production_lets_conversations_end_when_a_gateway_is_replaced() -> None:
+    assert read_config(next(path for path in SHIPPED if path.name == "prod.yaml")).gateway.drain_s >= 600
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "applications: []\n"])
@@ -87,6 +116,18 @@ def test_what_is_no_deployment_is_refused_with_its_file(tmp_path: Path, content:
 def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_shipped_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path("configs/demo.yaml")).engine.name == "parrot"
+
+
+def test_a_file_that_is_here_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text(yaml.safe_dump(passthrough()))
+    assert read_config(Path("configs/demo.yaml")).engine.runner == "passthrough"
 
 
 def test_a_time_limit_on_requests_is_refused_because_it_would_cut_conversations(tmp_path: Path) -> None:

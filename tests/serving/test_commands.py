@@ -1,10 +1,12 @@
 """The commands that people type: how they start, what they say, how they end."""
 
 import asyncio
+import functools
 import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 
 from serve_app import cli
 from serve_app.config import KEY_VARIABLE
+from serve_app.serving.environment import free_port
 from tests.serving.cluster import ROOT, START_S, Cluster, changed, eventually, running, up
 from tests.serving.conversation import tone, visit
 
@@ -58,6 +61,10 @@ def test_beyond_loopback_a_key_is_asked_for_and_taken_in_a_header_or_the_query(t
             pass
         async with visit(f"{cluster.chat}?worker_auth_id={KEY}"):
             pass
+        status, body = await asyncio.to_thread(cluster.get, "/info")
+        assert (status, body["reason"]) == (401, "not_allowed")
+        assert [(await asyncio.to_thread(cluster.get, path))[0] for path in ("/health", "/ready")] == [200, 200]
+        assert (await asyncio.to_thread(cluster.get, f"/info?auth_id={KEY}"))[1]["model"] == "pass-through"
 
     config = changed("passthrough.yaml", tmp_path, http={"host": "0.0.0.0"})
     with up(config, {KEY_VARIABLE: KEY}) as cluster:
@@ -79,6 +86,19 @@ def test_serve_run_works_and_warns_of_the_slow_proxy_with_the_right_command(tmp_
         assert "serve_app up" in cluster.output
 
 
+def test_serve_run_beyond_loopback_without_a_key_starts_neither_application(tmp_path: Path) -> None:
+    config = changed("passthrough.yaml", tmp_path, http={"port": free_port("127.0.0.1", 0), "host": "0.0.0.0"})
+    with running([str(Path(sys.executable).parent / "serve"), "run", str(config)], {KEY_VARIABLE: ""}) as (_, lines):
+        for application in ("engine", "gateway"):
+            eventually(functools.partial(_refused, lines, application), START_S)
+
+
+def _refused(lines: Sequence[str], application: str) -> bool:
+    """Whether Ray has said that an application failed, and we why."""
+    said = "\n".join(lines)
+    return f"0.0.0.0 is not loopback: set a key in {KEY_VARIABLE}" in said and application in said
+
+
 def test_prod_with_checkpoint_device_and_gpus_replaced_holds_a_conversation(tmp_path: Path) -> None:
     if not (DEMO_CHECKPOINT / "config.json").is_file():
         pytest.skip("serve_app/demo/checkpoint is not there yet: nothing small enough to serve as prod.yaml does")
@@ -87,7 +107,9 @@ def test_prod_with_checkpoint_device_and_gpus_replaced_holds_a_conversation(tmp_
         messages = asyncio.run(speak(cluster))
         assert messages > 0
         info = cluster.info()
-        assert set(info["engines"][0]["stage_ms"]) >= {"encode", "lm", "depformer", "decode"}
+        for told in ("stage_ms", "ms_per_frame"):
+            assert set(info["engines"][0][told]) >= {"encode", "lm", "depformer", "decode"}
+        assert info["model"] == DEMO_CHECKPOINT.name
         assert info["bit_rate"]["raw_to_tokens"] > 100
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 
 from serve_app.errors import EngineDraining, EngineFull, EngineLost
-from serve_app.serving.directory import EXPIRY_S, Directory, EngineCard
-from serve_app.serving.roster import STALE_S, Roster
+from serve_app.serving.directory import EXPIRY_S, Directory, EngineCard, TextModel
+from serve_app.serving.roster import LOST_S, STALE_S, Roster
+from serve_app.spec import Sampling
 
 CARD = EngineCard(
     engine="one",
@@ -24,9 +25,11 @@ CARD = EngineCard(
     dep_q=8,
     codebook_bits=11,
     stage_ms={},
+    frame_ms={},
     rows_per_tick=0.0,
     versions={},
-    text_model="",
+    text_model=None,
+    sampling=Sampling(),
     counters={},
 )
 
@@ -81,9 +84,9 @@ def test_the_last_card_of_an_engine_counts() -> None:
 
 def test_engines_are_told_to_drain_once_everything_closes() -> None:
     directory = Directory(Clock())
-    assert directory.report(CARD) is False
+    assert not directory.report(CARD).drain
     directory.close()
-    assert directory.report(CARD) is True
+    assert directory.report(CARD).drain
 
 
 def test_a_text_model_is_kept_for_gateways() -> None:
@@ -91,6 +94,15 @@ def test_a_text_model_is_kept_for_gateways() -> None:
     assert directory.text_model("digest") is None
     directory.offer_text_model("digest", b"bytes")
     assert directory.text_model("digest") == b"bytes"
+
+
+def test_a_directory_asks_for_a_text_model_until_it_has_it_and_a_new_one_asks_again() -> None:
+    writes = dataclasses.replace(CARD, text_model=TextModel("digest", (0, 3)))
+    for directory in (Directory(Clock()), Directory(Clock())):  # the second: its actor was started anew
+        assert not directory.report(CARD).offer_text_model
+        assert directory.report(writes).offer_text_model
+        directory.offer_text_model("digest", b"bytes")
+        assert not directory.report(writes).offer_text_model
 
 
 def test_a_free_slot_is_no_obstacle() -> None:
@@ -129,6 +141,30 @@ def test_an_engine_whose_connection_broke_is_gone_at_once_and_its_successor_is_n
     client.cards.append(dataclasses.replace(CARD, engine="successor"))
     asyncio.run(made.refresh())
     assert [card.engine for card in made.engines] == ["successor"]
+
+
+def test_an_engine_that_only_lost_a_connection_is_asked_again_a_little_later() -> None:
+    lost: set[str] = set()
+    clock = Clock()
+    made = roster(Client(CARD), clock, lost)
+    lost.add(CARD.address)
+    assert isinstance(made.obstacle(), EngineLost)
+    lost.clear()
+    clock.now_s = LOST_S - 0.1
+    asyncio.run(made.refresh())
+    assert isinstance(made.obstacle(), EngineLost)
+    clock.now_s = LOST_S
+    assert made.obstacle() is None
+
+
+def test_an_engine_that_died_is_avoided_until_the_directory_has_forgotten_it() -> None:
+    assert LOST_S >= EXPIRY_S
+
+
+def test_who_asks_for_nothing_gets_what_the_model_was_published_with() -> None:
+    published = Sampling(text_temperature=0.5, audio_top_k=100)
+    assert roster(Client(dataclasses.replace(CARD, sampling=published)), Clock()).sampling == published
+    assert roster(Client(), Clock()).sampling == Sampling()
 
 
 def test_a_gateway_is_not_ready_before_it_is_warm() -> None:

@@ -1,8 +1,10 @@
 """What the launcher stands on, and what ``/info`` counts."""
 
+import dataclasses
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,12 @@ def test_the_environment_says_which_proxy_and_how_long_to_drain() -> None:
     assert environment(haproxy=False, drain_s=0, ports=(1, 2, 3))["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
+def test_the_fast_proxy_logs_to_nowhere_because_addresses_hold_keys() -> None:
+    target = Path(environment(haproxy=True, drain_s=0, ports=(1, 2, 3))["RAY_SERVE_HAPROXY_LOG_TARGET"])
+    assert target.is_absolute()  # as HAProxy takes a socket's path
+    assert not target.is_socket()
+
+
 def test_descendants_are_found_remembered_and_ended() -> None:
     program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(flush=True); input()'])"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -77,15 +85,26 @@ def test_traffic_of_conversations_is_counted_while_they_live_and_after() -> None
 
 
 def test_info_compares_tokens_with_raw_audio() -> None:
-    rates = describe([CARD], Meter(), "haproxy")["bit_rate"]
+    rates = describe([CARD], Meter(), "haproxy", "gate")["bit_rate"]
     assert rates["raw_kbps"] == 768
     assert rates["tokens_kbps"] == pytest.approx(8 * 11 * 12.5 / 1_000)
     assert rates["raw_to_tokens"] == pytest.approx(698.2)
 
 
 def test_info_without_an_engine_still_answers() -> None:
-    info = describe([], Meter(), "python")
+    info = describe([], Meter(), "python", "gate")
     assert (info["slots"], info["model"], info["proxy_mode"]) == (0, None, "python")
+
+
+def test_info_names_the_gateway_whose_numbers_it_shows() -> None:
+    assert describe([CARD], Meter(), "haproxy", "gate")["gateway"]["name"] == "gate"
+
+
+def test_info_tells_what_a_stage_takes_for_a_tick_and_for_a_frame() -> None:
+    card = dataclasses.replace(CARD, stage_ms={"lm": (8.0, 9.0)}, frame_ms={"lm": 2.0})
+    engine = describe([card], Meter(), "haproxy", "gate")["engines"][0]
+    assert engine["stage_ms"] == {"lm": {"p50": 8.0, "p99": 9.0}}
+    assert engine["ms_per_frame"] == {"lm": 2.0}
 
 
 def test_the_page_is_found() -> None:

@@ -12,8 +12,11 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.runner import PassThroughRunner
 from serve_app.errors import ChorusError, EngineDraining, EngineFull, EngineLost
+from serve_app.link.client import EngineLink
 from serve_app.link.messages import Output
-from serve_app.link.port import Grant
+from serve_app.link.port import Address, Grant
+from serve_app.serving.directory import TextModel
+from serve_app.serving.granted import Answer, Granted
 from serve_app.serving.lease_desk import LeaseDesk
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.spec import SessionSpec
@@ -21,6 +24,7 @@ from serve_app.units import FRAME_SAMPLES
 from tests.link.fakes import on_loop
 
 WAIT_S = 5.0
+TEXT_MODEL = TextModel("digest", (0, 3))
 
 
 class House:
@@ -44,7 +48,7 @@ class House:
 async def house(slots: int, attach_s: float = WAIT_S) -> AsyncIterator[House]:
     engine = Engine(PassThroughRunner(slots), clock=time.monotonic)
     loop = EngineLoop(engine)
-    desk = LeaseDesk(engine, attach_s=attach_s)
+    desk = LeaseDesk(engine, attach_s=attach_s, text_model=TEXT_MODEL)
     server = await desk.listen("127.0.0.1", range(1))
     loop.start()
     made = House(engine, desk)
@@ -122,6 +126,27 @@ async def test_a_gateway_that_is_lost_frees_its_slots() -> None:
 
 
 @on_loop
+async def test_a_connection_that_nobody_used_is_no_lost_engine() -> None:
+    async with house(1) as home:
+        address = (await home.session().lease(WAIT_S)).grant.address
+        link = await home.links.to(address)
+        await link.close()
+        assert home.links.take_lost() == set()
+
+
+@on_loop
+async def test_an_engine_whose_connection_broke_is_told_once() -> None:
+    async with house(1) as home:
+        session = home.session()
+        address = (await session.lease(WAIT_S)).grant.address
+        await session.attach(WAIT_S)
+        await (await home.links.to(address)).close()
+        assert home.links.take_lost() == {f"{address.host}:{address.port}"}
+        assert home.links.take_lost() == set()
+        await session.close()
+
+
+@on_loop
 async def test_a_draining_engine_says_so() -> None:
     async with house(1) as home:
         home.engine.drain()
@@ -133,7 +158,7 @@ async def test_a_draining_engine_says_so() -> None:
 async def test_an_engine_that_does_not_answer_in_time_is_full_and_the_call_is_ended() -> None:
     ended = asyncio.Event()
 
-    async def silent(spec: SessionSpec) -> AsyncGenerator[Grant | ChorusError, None]:
+    async def silent(spec: SessionSpec) -> AsyncGenerator[Answer, None]:
         try:
             await asyncio.Event().wait()
             yield EngineLost()
@@ -147,12 +172,37 @@ async def test_an_engine_that_does_not_answer_in_time_is_full_and_the_call_is_en
 
 @on_loop
 async def test_a_call_that_fails_is_an_engine_lost() -> None:
-    async def broken(spec: SessionSpec) -> AsyncGenerator[Grant | ChorusError, None]:
+    async def broken(spec: SessionSpec) -> AsyncGenerator[Answer, None]:
         raise RuntimeError("the actor died")
         yield EngineLost()
 
     with pytest.raises(EngineLost):
         await Session(broken, EngineLinks(), SessionSpec()).lease(WAIT_S)
+
+
+@on_loop
+async def test_attaching_is_bounded_whoever_is_slow() -> None:
+    class Slow(EngineLinks):
+        async def to(self, address: Address) -> EngineLink:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def granting(spec: SessionSpec) -> AsyncGenerator[Answer, None]:
+        yield Granted(Grant(Address("127.0.0.1", 1), 0, 0, b""))
+        await asyncio.Event().wait()
+
+    session = Session(granting, Slow(), SessionSpec())
+    await session.lease(WAIT_S)
+    with pytest.raises(EngineLost):
+        async with asyncio.timeout(WAIT_S):
+            await session.attach(0.01)
+    await session.close()
+
+
+@on_loop
+async def test_a_grant_says_what_the_tokens_of_its_engine_mean() -> None:
+    async with house(1) as home:
+        assert (await home.session().lease(WAIT_S)).text_model == TEXT_MODEL
 
 
 @on_loop

@@ -54,6 +54,13 @@ def test_seed_left_open_is_drawn(spelling: str) -> None:
     assert parse_chat_query(query, fresh_seed=lambda: 9).sampling == Sampling(text_seed=9, audio_seed=5)
 
 
+def test_what_the_model_was_published_with_stands_in_for_what_the_query_leaves_out() -> None:
+    published = Sampling(text_temperature=0.5, text_top_k=5, audio_temperature=0.6, audio_top_k=6)
+    sampling = parse_chat_query({"audio_topk": "7"}, published).sampling
+    assert (sampling.text_temperature, sampling.text_top_k) == (0.5, 5)
+    assert (sampling.audio_temperature, sampling.audio_top_k) == (0.6, 7)
+
+
 def test_personaplex_parameters_are_ignored() -> None:
     query = {**WEB_CLIENT, "text_prompt": "You are wise.", "voice_prompt": "NATF0.pt", "seed": "-1", "x" * 500: "y"}
     assert parse_chat_query(query) == parse_chat_query(WEB_CLIENT)
