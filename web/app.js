@@ -41,10 +41,12 @@ function start() {
   }
   at("text").textContent = "";
   at("alert").hidden = true;
+  at("loss").textContent = "";
   const { parameters, settingsChanged } = settings();
   conversation = new Conversation({
     parameters, settingsChanged, onState: show, onText: write,
     onNotice: (message) => alertWith(message, ""),
+    onLoss: (words) => (at("loss").textContent = words),
     onEnd: (trouble) => {
       if (trouble) alertWith(trouble.title, trouble.advice);
       refreshInfo();

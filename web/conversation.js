@@ -1,22 +1,25 @@
 // One conversation: microphone, connection and loudspeaker, from the press of the button to its end.
 
-import { PAGES_PER_FRAME, openMicrophone } from "./microphone.js";
+import { PAGES_PER_FRAME, PAGE_MS, openMicrophone } from "./microphone.js";
 import { RoundTrips } from "./round-trip.js";
 import { chatAddress, ready } from "./server.js";
 import { openSpeaker } from "./speaker.js";
-import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, microphoneTrouble, refusalTrouble } from "./words.js";
+import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, lossWords, microphoneTrouble, refusalTrouble } from "./words.js";
 import { audioMessage, parse } from "./wire.js";
 
 const HANDSHAKE_TIMEOUT_MS = 20_000;
 const SILENCE_TIMEOUT_MS = 10_000; // the server sends sound every 80 ms; this long without any means it is gone
 const SECOND_LOOK_MS = 1_500;
+const MAX_WAITING_MS = 1_000; // sound that may wait for the network; older than that it is no conversation
 
-// Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onEnd(Trouble | null), once.
+// Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onLoss(string), onEnd(Trouble | null), once.
 export class Conversation {
-  constructor({ parameters, settingsChanged, onState, onText, onNotice, onEnd }) {
-    Object.assign(this, { parameters, settingsChanged, onState, onText, onNotice, onEnd });
+  constructor({ parameters, settingsChanged, onState, onText, onNotice, onLoss, onEnd }) {
+    Object.assign(this, { parameters, settingsChanged, onState, onText, onNotice, onLoss, onEnd });
     this.roundTrips = new RoundTrips();
     this.pagesSent = 0;
+    this.bytesSent = 0;
+    this.lost = {}; // frames by cause
     this.audioMessages = 0;
     this.said = "";
     this.live = false;
@@ -79,7 +82,10 @@ export class Conversation {
         this.said = event.message;
         this.onNotice(event.message);
         break;
-      default: // metadata: nothing that a person needs to read
+      case "metadata":
+        if (event.value?.type === "dropped") this.lose(event.value.frames);
+        break;
+      default: // nothing that a person needs to read
     }
   }
 
@@ -94,10 +100,24 @@ export class Conversation {
   send(page, isHeader) {
     if (this.socket.readyState !== WebSocket.OPEN) return;
     if (!isHeader) {
+      if (this.waitingMs > MAX_WAITING_MS) return this.lose({ network: 1 / PAGES_PER_FRAME });
       this.pagesSent += 1;
+      this.bytesSent += page.length;
       if (this.pagesSent % PAGES_PER_FRAME === 0) this.roundTrips.frameSent(performance.now());
     }
     this.socket.send(audioMessage(page));
+  }
+
+  // Sound that the browser still holds because the network takes no more.
+  get waitingMs() {
+    return this.pagesSent ? (this.socket.bufferedAmount / this.bytesSent) * this.pagesSent * PAGE_MS : 0;
+  }
+
+  lose(frames) {
+    for (const [cause, count] of Object.entries(frames ?? {})) {
+      if (count > 0) this.lost[cause] = (this.lost[cause] ?? 0) + count;
+    }
+    this.onLoss(lossWords(this.lost));
   }
 
   async closed({ code, reason }) {

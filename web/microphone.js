@@ -3,6 +3,7 @@
 const MODEL_RATE_HZ = 24000;
 const OPUS_VOIP = 2048;
 export const PAGES_PER_FRAME = 2;
+export const PAGE_MS = 40;
 
 export async function openMicrophone(context) {
   const stream = await navigator.mediaDevices.getUserMedia({

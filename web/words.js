@@ -71,6 +71,24 @@ export function closeTrouble(code, reason, said) {
   }
 }
 
+const LOSSES = [
+  ["of your sound (the network is slow)", ["network"]],
+  ["of your sound (it came faster than speech)", ["too_fast"]],
+  ["of your sound (the server is busy)", ["overflow", "lag", "fault"]],
+  ["of the answer (the connection is slow)", ["reader", "outbox"]],
+];
+const FRAME_S = 0.08;
+
+// `frames` lost so far, of 80 ms each, by cause: the page's own and what the server reports.
+export function lossWords(frames) {
+  const parts = [];
+  for (const [what, causes] of LOSSES) {
+    const lost = causes.reduce((sum, cause) => sum + (frames[cause] ?? 0), 0);
+    if (lost > 0) parts.push(`${(lost * FRAME_S).toFixed(1)} s ${what}`);
+  }
+  return parts.length ? `Left out so far: ${parts.join(", ")}.` : "";
+}
+
 function join(detail, advice) {
   if (!detail) return advice;
   return /[.!?]$/.test(detail) ? `${detail} ${advice}` : `${detail}. ${advice}`;

@@ -49,6 +49,7 @@ class EchoServer:
         shakes: whether the handshake is sent.
         end_after_frames: then ``said`` is sent and the connection closed with ``end_code``.
         silent: hears, and answers nothing.
+        drops: frames by cause, reported as dropped after the handshake.
         mixes: answers everybody with what anybody said last.
         folder: files to serve beside the chat.
         frames: what was heard, of all sessions.
@@ -60,6 +61,7 @@ class EchoServer:
     shakes: bool = True
     silent: bool = False
     mixes: bool = False
+    drops: Mapping[str, int] | None = None
     end_after_frames: int | None = None
     end_code: int = 1011
     said: str = ""
@@ -130,6 +132,8 @@ class EchoServer:
         step = 0
         if self.shakes:
             await connection.send(chat.handshake())
+        if self.drops is not None:
+            await connection.send(chat.metadata({"type": "dropped", "frames": self.drops}))
         async for message in connection:
             for event in chat.receive(message):
                 if not isinstance(event, wire.Audio):

@@ -160,6 +160,59 @@ async def test_a_conversation_that_the_server_ends_says_why(browser: Browser, co
 
 
 @in_loop
+async def test_what_the_server_left_out_is_told_in_words_and_forgotten_with_the_next_conversation(
+    browser: Browser,
+) -> None:
+    server = EchoServer(drops={"too_fast": 10, "lag": 3, "overflow": 2, "outbox": 5})
+    async with opened(server, browser) as page:
+        await page.click("#toggle")
+        await page.until("document.querySelector('#loss').textContent")
+        assert await page.text("#loss") == (
+            "Left out so far: 0.8 s of your sound (it came faster than speech), 0.4 s of your sound (the server is"
+            " busy), 0.4 s of the answer (the connection is slow)."
+        )
+        assert await page.evaluate("document.querySelector('#alert').hidden")
+        await page.click("#toggle")
+        await page.until(ENDED)
+        server.drops = None
+        await page.click("#toggle")
+        await page.until(LIVE)
+        assert await page.text("#loss") == ""
+
+
+SLOW_NETWORK = """
+import('./conversation.js').then(({ Conversation }) => {
+  const told = [];
+  const talk = new Conversation({ onLoss: (words) => told.push(words) });
+  const sent = [];
+  talk.socket = { readyState: WebSocket.OPEN, bufferedAmount: 0, send: (message) => sent.push(message.length) };
+  talk.send(new Uint8Array(60), true);
+  for (let i = 0; i < 100; i += 1) talk.send(new Uint8Array(200), false); // nothing waits
+  talk.socket.send = ({ length }) => { sent.push(length); talk.socket.bufferedAmount += length; };
+  for (let i = 0; i < 500; i += 1) talk.send(new Uint8Array(200), false); // nothing leaves
+  const held = talk.socket.bufferedAmount;
+  talk.socket.bufferedAmount = 0;
+  talk.send(new Uint8Array(200), false);
+  return { sent: sent.length, held, pages: talk.pagesSent, lost: talk.lost.network, words: told.at(-1) };
+})
+"""
+
+
+@in_loop
+async def test_a_network_that_takes_nothing_holds_a_second_of_sound_and_no_more(browser: Browser) -> None:
+    async with opened(EchoServer(), browser) as page:
+        result = await page.evaluate(SLOW_NETWORK)
+        waiting = result["held"] / 201
+        assert 25 <= waiting <= 27
+        assert result["pages"] == 100 + waiting + 1
+        assert result["sent"] == result["pages"] + 1
+        assert result["lost"] == (500 - waiting) / 2
+        assert (
+            result["words"] == f"Left out so far: {(500 - waiting) * 0.04:.1f} s of your sound (the network is slow)."
+        )
+
+
+@in_loop
 async def test_a_server_that_vanishes_is_told(browser: Browser) -> None:
     server = EchoServer()
     async with contextlib.AsyncExitStack() as stack:
