@@ -8,7 +8,7 @@ import numpy as np
 import sphn
 
 from serve_app.audio.frames import Pcm
-from serve_app.audio.ogg import Flag, PageWriter, checksum
+from serve_app.audio.ogg import Flag, PageWriter
 from serve_app.units import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 TAGS: Final = b"OpusTags" + struct.pack("<I", 4) + b"test" + struct.pack("<I", 0)
@@ -36,11 +36,6 @@ def headers(serial: int = 1, channels: int = 1, family: int = 0) -> bytes:
 
 def page(*packets: bytes, serial: int = 1) -> bytes:
     return PageWriter(serial).page(packets, granule=0)
-
-
-def sealed(bad_page: bytes) -> bytes:
-    """The same page with the checksum that fits it."""
-    return bad_page[:22] + checksum(bad_page[:22] + bytes(4) + bad_page[26:]).to_bytes(4, "little") + bad_page[26:]
 
 
 def sound(frames: int, seed: int = 0) -> Pcm:

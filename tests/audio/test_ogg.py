@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from load_tests.fuzz_opus import sealed
 from serve_app.audio.ogg import MAX_PACKET_BYTES, Flag, OggPager, PacketJoiner, Page, PageWriter, checksum
 from serve_app.audio.problems import AudioProblem, ProblemKind
-from tests.audio.streams import page, sealed, sphn_messages
+from tests.audio.streams import page, sphn_messages
 
 PACKETS = st.lists(st.binary(max_size=700), min_size=1, max_size=10).filter(
     lambda packets: sum(len(packet) // 255 + 1 for packet in packets) <= 255

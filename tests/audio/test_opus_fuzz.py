@@ -7,46 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from load_tests.fuzz_opus import Tally, reseal, wound
 from serve_app.audio.budget import audio_budget
 from serve_app.audio.ogg import OggPager, Page
 from serve_app.audio.opus import OpusReceiver
 from serve_app.budget import Budget
 from serve_app.errors import PeerError
 from serve_app.units import FRAME_S
-from tests.audio.streams import Clock, headers, page, sealed, sphn_messages
+from tests.audio.streams import Clock, headers, page, sphn_messages
 
 MUTANTS = 600
 CLEAN_FRAMES = 25
 """Two seconds: within them somebody must be heard again."""
-
-
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """One wound of a random kind."""
-    spoiled = bytearray(data)
-    at = int(rng.integers(len(spoiled)))
-    match int(rng.integers(7)):
-        case 0:
-            spoiled[at] ^= 1 << int(rng.integers(8))
-        case 1:
-            spoiled[at] = int(rng.integers(256))
-        case 2:
-            del spoiled[at : at + int(rng.integers(1, 200))]
-        case 3:
-            spoiled[at:at] = rng.bytes(int(rng.integers(1, 200)))
-        case 4:
-            spoiled[at:at] = spoiled[: int(rng.integers(1, len(spoiled)))]
-        case 5:
-            del spoiled[at:]
-        case _:
-            end = at + int(rng.integers(1, 60))
-            spoiled[at:end] = rng.bytes(len(spoiled[at:end]))
-    return bytes(spoiled)
-
-
-def reseal(data: bytes) -> bytes:
-    """Give every page that can be found a checksum that fits: damage which no checksum shows."""
-    parts = data.split(b"OggS")
-    return parts[0] + b"".join(sealed(b"OggS" + part) if len(part) >= 23 else b"OggS" + part for part in parts[1:])
 
 
 def heard_after(spoiled: list[bytes]) -> int:
@@ -73,7 +45,7 @@ def test_no_mutation_deafens(fitting_checksums: bool) -> None:
         for _ in range(int(rng.integers(1, 4))):
             victim = int(rng.integers(len(messages)))
             if messages[victim]:
-                messages[victim] = mutate(messages[victim], rng)
+                messages[victim] = wound(messages[victim], rng)
                 if fitting_checksums:
                     messages[victim] = reseal(messages[victim])
         began_s = time.perf_counter()
@@ -81,6 +53,20 @@ def test_no_mutation_deafens(fitting_checksums: bool) -> None:
         worst_s = max(worst_s, time.perf_counter() - began_s)
         assert heard >= CLEAN_FRAMES - 2, messages
     assert worst_s < 2.0
+
+
+def test_the_long_fuzz_finds_nothing_in_its_first_cases() -> None:
+    tally = Tally()
+    for case in range(300):
+        tally.add(case, seed=20)
+    assert (tally.cases, tally.deaf, tally.untyped) == (300, [], [])
+
+
+def test_the_long_fuzz_would_notice_a_deaf_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OggPager, "feed", lambda self, data: [])
+    tally = Tally()
+    tally.add(0, seed=20)
+    assert tally.deaf == [0]
 
 
 BITS = st.one_of(
