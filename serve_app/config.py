@@ -127,7 +127,7 @@ class EngineSettings(Settings):
 
     Attributes:
         name: what ``/info`` and the page call the model; ``None`` is the last part of the checkpoint's source.
-        slots: conversations per engine; also the deployment's ``max_ongoing_requests``.
+        slots: conversations per engine; the deployment's ``max_ongoing_requests`` follows from it.
         engines: replicas, one per GPU.
         runner: ``model``, or ``passthrough``: each frame comes back as it went in, to test and measure the path.
         checkpoint: which weights; ``None`` with ``passthrough``.
@@ -178,7 +178,8 @@ class GatewaySettings(Settings):
         replicas: gateway processes.
         origins: web origins besides the page's own host and loopback that may open a conversation, such as
             ``https://example.org``.
-        grant_wait_s: how long an engine may take to answer before the visitor is told that the server is full.
+        grant_wait_s: how long an engine may take to answer before the visitor is told that the server is full. One that
+            is full says so within milliseconds; this bounds a slow one.
         silence_s: no audio for this long ends the session.
         opened_s: the engine must have primed the slot within this.
         drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
@@ -187,7 +188,7 @@ class GatewaySettings(Settings):
 
     replicas: int = pydantic.Field(1, ge=1, le=256)
     origins: tuple[str, ...] = ()
-    grant_wait_s: float = pydantic.Field(0.1, gt=0, le=5)
+    grant_wait_s: float = pydantic.Field(1.0, gt=0, le=5)
     silence_s: float = pydantic.Field(10.0, gt=0, le=600)
     opened_s: float = pydantic.Field(10.0, gt=0, le=600)
     drain_s: float = pydantic.Field(0.0, ge=0)

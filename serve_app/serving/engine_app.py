@@ -17,6 +17,9 @@ from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
 
 UNBOUNDED_REQUESTS: Final = 10_000
 """Far above what is ever asked: over its limit Ray lets callers hang, and we refuse by ourselves."""
+REFUSALS_AT_ONCE: Final = 8
+"""Calls above the slots, so that a full engine says so itself and at once: a router that queues cannot be told from a
+slow one, and sixteen visitors of one moment were refused beside free slots after 100 ms."""
 SHUTDOWN_S: Final = 5.0
 HEALTH_PERIOD_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 5.0
@@ -55,7 +58,7 @@ def build(args: dict[str, Any]) -> Application:
     engine = serve.deployment(
         name=ENGINE_DEPLOYMENT,
         num_replicas=settings.engines,
-        max_ongoing_requests=settings.slots,
+        max_ongoing_requests=settings.slots + REFUSALS_AT_ONCE,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,

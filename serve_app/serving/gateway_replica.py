@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import secrets
 import time
@@ -23,6 +24,7 @@ from serve_app.serving.answers import NOT_FOUND, refusal
 from serve_app.serving.connection import Connection
 from serve_app.serving.directory import EngineCard
 from serve_app.serving.door import Door
+from serve_app.serving.granted import Granted
 from serve_app.serving.info import describe
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
@@ -130,14 +132,22 @@ class GatewayReplica:
 
         Returns what the text tokens of the engine that granted it mean.
         """
-        try:
-            granted = await session.lease(self._settings.grant_wait_s)
-        except EngineFull as full:
-            raise self._roster.obstacle() or full from None
+        granted = await self._ask(session)
         try:
             return await asyncio.wait_for(self._texts.pieces(granted.text_model), TEXT_S)
         except (LookupError, TimeoutError):
             raise EngineLost from None  # it comes up: its text model is on the way
+
+    async def _ask(self, session: Session) -> Granted:
+        """Ask until somebody grants: the router may choose a full engine while another has room, but not for ever."""
+        for asked in itertools.count(1):
+            try:
+                return await session.lease(self._settings.grant_wait_s)
+            except EngineFull as full:
+                obstacle = self._roster.obstacle()
+                if obstacle is not None or not full.slots or asked >= 2 * len(self._roster.engines):
+                    raise obstacle or full from None
+        raise AssertionError("counting does not end")
 
     async def _converse(self, socket: WebSocket, session: Session, pieces: TextPieces | None) -> None:
         watched = WatchedSocket(socket)
