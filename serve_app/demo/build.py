@@ -31,7 +31,7 @@ LOG = logging.getLogger(__name__)
 HERE: Final = Path(__file__).parent
 CHECKPOINT: Final = HERE / "checkpoint"
 SEED: Final = 7
-CARRIED: Final = 8
+CARRIED: Final = 10
 """Codebooks of each voice that the language model carries."""
 
 

@@ -23,10 +23,10 @@ LOG = logging.getLogger(__name__)
 
 SMOOTHING: Final = 1.2
 BEGIN: Final = 0.1
-END: Final = -0.2
+END: Final = -0.15
 GAIN_DB: Final = (-15.0, 6.0)
 FLOOR_DB: Final = (-80.0, -40.0)  # noise of a room, below speech at its usual level
-_STEPS: Final = 300
+_STEPS: Final = 200
 _RATE: Final = 0.05
 _DECAY: Final = 5e-5
 LOGITS_OF_ONE: Final = 6.0

@@ -127,7 +127,7 @@ class Writing:
     """How well the text tells when speech starts and stops.
 
     Attributes:
-        events: starts and stops there were; prompt: how many were written within `PROMPT_S`.
+        events: starts and stops there were; prompt: how many were written in time (`PROMPT_S`).
         false: written for nothing; minutes: how long it all took.
         delays_s: of the prompt ones.
     """
@@ -147,7 +147,7 @@ class Writing:
         return self.false / self.minutes
 
 
-def judge_writing(text: Tensor, talks: Sequence[Talk], phrases: Phrases) -> Writing:
+def judge_writing(text: Tensor, talks: Sequence[Talk], phrases: Phrases, prompt_s: float = PROMPT_S) -> Writing:
     """Compare text tokens ``int64[T, B]``, one row a talk, with the talks' sentences.
 
     The text of step t can be read when frame t has been heard, (t + 1) * 80 ms after the beginning.
@@ -162,20 +162,20 @@ def judge_writing(text: Tensor, talks: Sequence[Talk], phrases: Phrases) -> Writ
             ({phrases.ending}, [stop for _, stop in talk.spans]),
         ):
             written = [(step + 1) * FRAME_S for step, token in enumerate(tokens) if token in marks]
-            due = [edge / SAMPLE_RATE_HZ for edge in edges if edge / SAMPLE_RATE_HZ + PROMPT_S < talk.seconds]
-            met = _match(written, due)
+            due = [edge / SAMPLE_RATE_HZ for edge in edges if edge / SAMPLE_RATE_HZ + prompt_s < talk.seconds]
+            met = _match(written, due, prompt_s)
             events += len(due)
             delays += met
             false += sum(time < talk.seconds for time in written) - len(met)
     return Writing(events, len(delays), false, sum(talk.seconds for talk in talks) / 60, tuple(delays))
 
 
-def _match(written: Sequence[float], due: Sequence[float]) -> list[float]:
+def _match(written: Sequence[float], due: Sequence[float], prompt_s: float) -> list[float]:
     """Delays of the events that were written in time, each with a text of its own."""
     left = sorted(written)
     delays = []
     for moment in sorted(due):
-        found = next((time for time in left if -FRAME_S <= time - moment <= PROMPT_S), None)
+        found = next((time for time in left if -FRAME_S <= time - moment <= prompt_s), None)
         if found is not None:
             left.remove(found)
             delays.append(found - moment)

@@ -39,10 +39,10 @@ FIRST_PAIR: Final = 4.0  # weight of the first: it alone turns exactly one radia
 PEAK: Final = 200.0  # attention logit at the lag; the next best age has 0.70 of it (0.74 at offset 10 million)
 START_SHARE: Final = 0.85  # of PEAK: the first step's logit at any age, above every age but the lag
 CODE_LOGIT: Final = 12.0  # gain of a code's logit per bit: the nearest other code is 24 below
-LINK_LOGIT: Final = 1_000.0
-STATE_LOGIT: Final = 150.0
-EVIDENCE_LOGIT: Final = 30.0  # times the temperature over it: how sharp the thresholds are
-NEVER_LOGIT: Final = 300.0
+LINK_LOGIT: Final = 2_000.0
+STATE_LOGIT: Final = 300.0
+EVIDENCE_LOGIT: Final = 250.0  # how sharp the thresholds are: sampling must not write for a whim
+NEVER_LOGIT: Final = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
