@@ -20,7 +20,8 @@ from serve_app.model.transformer import (
 FOLDER_KEYS: Final = frozenset(
     {
         *("moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "model_type", "model_id"),
-        *("lm_gen_config", "tts_config", "stt_config", "lora_rank", "lora_scaling", "extra_heads_dim"),
+        *("lm_gen_config", "tts_config", "stt_config", "extra_heads_dim"),
+        *("lora", "lora_name", "lora_rank", "lora_scaling", "quantize"),  # how weights are stored, not their shape
         *("gradient_checkpointing", "betas"),
         *("depformer_causal", "depformer_context", "depformer_betas"),  # the reference overrides or ignores these
     }
@@ -35,9 +36,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "demux_second_stream": (None, False),
     "demux_second_text_stream": (None, False),
     "extra_heads_num_heads": (None, 0),
-    "lora": (None, False),
-    "lora_name": (None, ""),
-    "quantize": (None, False),
     "causal": (True,),
     "skip_self_attn": (None, False),
     "positional_scale": (1, 1.0),
