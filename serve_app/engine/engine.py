@@ -75,7 +75,7 @@ class Engine:
         Raises: EngineFull; EngineDraining; EngineLost when unhealthy; ParameterRefused for a session of several rows.
         """
         if spec.rows != 1:
-            raise ParameterRefused("rows", spec.rows, "sessions that own several rows are not built")
+            raise ParameterRefused("cfg_coef", spec.guidance, "sessions that own several rows are not built")
         if not self._healthy:
             raise EngineLost
         return self._seats.acquire(spec)

@@ -210,7 +210,7 @@ def test_closing_a_stale_lease_leaves_the_next_holder_alone() -> None:
 
 def test_session_of_two_rows_is_refused_by_name() -> None:
     with pytest.raises(ParameterRefused, match="rows"):
-        Bench().engine.acquire(SessionSpec(rows=2))
+        Bench().engine.acquire(SessionSpec(guidance=2.0))
 
 
 def test_sink_that_cannot_be_grouped_is_refused_at_once() -> None:
