@@ -27,6 +27,7 @@ from serve_app.model.sampling import (
     noise_keys,
 )
 from serve_app.model.state import Rows
+from serve_app.model.text_bias import Silence, TextBias
 from serve_app.model.transformer import Transformer, TransformerState
 
 __all__ = ["LM", "Given", "LMConfig", "LMState", "Said", "Spoken", "Thought"]
@@ -38,6 +39,7 @@ class LMState:
 
     cache: TokenCache
     sampling: SamplingParams
+    bias: TextBias
     transformer: TransformerState
 
 
@@ -103,6 +105,7 @@ class LM(nn.Module):
         super().__init__()
         self.config = c = config
         self.delays = Delays(c)
+        self.silence = Silence(c.existing_text_padding_id, (c.existing_text_end_padding_id, c.text_card))
         self.emb = nn.ModuleList(Embedding(c.card + 1, c.dim, norm=c.norm_emb) for _ in range(c.n_q))
         self.text_emb = Embedding(c.text_card + 1, c.dim, norm=c.norm_emb)
         self.transformer = Transformer(c.main)
@@ -123,6 +126,7 @@ class LM(nn.Module):
         return LMState(
             self.delays.init_state(slots, device),
             SamplingParams.empty(slots, device),
+            TextBias.empty(slots, device),
             self.transformer.init_state(slots, device, dtype),
         )
 
@@ -153,15 +157,19 @@ class LM(nn.Module):
         hidden = self.out_norm(self.transformer.step(self._embed(tokens), state.transformer, rows))[:, 0]
         logits = self.text_linear(hidden).float()
         keys = self._keys(state.sampling.text_seed, state, rows, TEXT_STREAM, 1)[:, 0]
+        bias = state.bias
         text = draw(
-            logits,
+            bias.penalise(logits, rows, self.silence),
             state.sampling.text_temperature.index_select(0, rows.slots),
             state.sampling.text_top_k.index_select(0, rows.slots),
             keys,
             exponential_noise(keys, min(TOP_K_WIDTH, logits.shape[-1])),
             whole=whole,
+            raised=(self.silence.padding, bias.pad_mult.index_select(0, rows.slots)),
         )
-        return Thought(hidden, logits, torch.where(given == UNGENERATED_TOKEN, text, given))
+        text = torch.where(given == UNGENERATED_TOKEN, text, given)
+        bias.remember(text, rows, self.silence, self.config.text_card_out)
+        return Thought(hidden, logits, text)
 
     def speak(self, thought: Thought, state: LMState, rows: Rows, given: Tensor, *, whole: Whole = True) -> Spoken:
         """Say one code after another, each from the hidden state and the token before it."""
