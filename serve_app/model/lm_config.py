@@ -8,6 +8,14 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from serve_app.errors import CheckpointError, NotBuilt
+from serve_app.model.condition_config import (
+    NOTHING_FUSED,
+    TENSOR_STEPS,
+    ConditionerConfig,
+    FuserConfig,
+    read_conditioners,
+    read_fuser,
+)
 from serve_app.model.norm import NORM_NAMES, NormName
 from serve_app.model.transformer import (
     ACTIVATION_NAMES,
@@ -20,7 +28,7 @@ from serve_app.model.transformer import (
 FOLDER_KEYS: Final = frozenset(
     {
         *("moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "model_type", "model_id"),
-        *("lm_gen_config", "tts_config", "stt_config", "extra_heads_dim"),
+        *("lm_gen_config", "tts_config", "stt_config"),
         *("lora", "lora_name", "lora_rank", "lora_scaling", "quantize"),  # how weights are stored, not their shape
         *("gradient_checkpointing", "betas"),
         *("depformer_causal", "depformer_context", "depformer_betas"),  # the reference overrides or ignores these
@@ -29,13 +37,7 @@ FOLDER_KEYS: Final = frozenset(
 """Keys of config.json that do not shape the LM."""
 
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "conditioners": (None, {}),
-    "fuser": (None,),
-    "cross_attention": (None, False),
     "depformer_cross_attention": (None, False),
-    "demux_second_stream": (None, False),
-    "demux_second_text_stream": (None, False),
-    "extra_heads_num_heads": (None, 0),
     "causal": (True,),
     "skip_self_attn": (None, False),
     "positional_scale": (1, 1.0),
@@ -51,7 +53,7 @@ class LMConfig:
 
     Attributes:
         n_q: audio codebooks that the model hears: its own ``dep_q``, then the user's.
-        dep_q: audio codebooks that the Depformer predicts.
+        dep_q: audio codebooks that the Depformer predicts; 0 for a model that only writes, and has no Depformer.
         card: entries of an audio codebook; embeddings have one row more, for the initial token.
         text_card, text_card_out: text tokens that may come in and go out.
         delays: lag in steps of text, then of every codebook.
@@ -59,6 +61,10 @@ class LMConfig:
         depformer_dim_feedforward: one per weight set.
         depformer_weights_per_step_schedule: the weight set of each codebook; the identity where there is none.
         depformer_low_rank_embeddings: rank of the Depformer's embeddings, None for full rank.
+        conditioners, fuser: what a session may choose about the model, and where it goes.
+        cross_attention: whether every layer attends to the conditions that `fuser` names for it.
+        demux_second_text_stream: whether a text token may hold two: ``(second + 1) * (text_card + 1) + first``.
+        extra_heads_num_heads, extra_heads_dim: heads beside text, each a distribution over so many classes.
     """
 
     dim: int
@@ -95,6 +101,12 @@ class LMConfig:
     depformer_gating: ActivationName = "silu"
     depformer_kv_repeat: int = 1
     depformer_layer_scale: bool = False
+    conditioners: tuple[ConditionerConfig, ...] = ()
+    fuser: FuserConfig = NOTHING_FUSED
+    cross_attention: bool = False
+    demux_second_text_stream: bool = False
+    extra_heads_num_heads: int = 0
+    extra_heads_dim: int = 6
 
     @property
     def streams(self) -> int:
@@ -118,7 +130,13 @@ class LMConfig:
     @property
     def weight_sets(self) -> int:
         """Weight sets of the Depformer's attention and gating."""
-        return max(self.depformer_weights_per_step_schedule) + 1
+        return max(self.depformer_weights_per_step_schedule, default=-1) + 1
+
+    @property
+    def cross_steps(self) -> int:
+        """The most steps of cross-attention that a session's conditions take; 0 without cross-attention."""
+        kinds = {conditioner.name: conditioner.kind for conditioner in self.conditioners}
+        return sum(TENSOR_STEPS if kinds[name] == "tensor" else 1 for name in self.fuser.cross)
 
     @property
     def main(self) -> TransformerConfig:
@@ -135,6 +153,7 @@ class LMConfig:
             gating=self.gating,
             kv_repeat=self.kv_repeat,
             layer_scale=self.layer_scale,
+            cross_steps=self.cross_steps,
         )
 
     def with_context(self, context: int) -> Self:
@@ -220,14 +239,15 @@ class _Reader:
 
 
 def _refuse_unbuilt(config: Mapping[str, Any], where: str) -> None:
+    no_depth = config.get("dep_q") == 0
     problems = [
         f"{key}: {str(config[key])[:60]!r} needs a feature that is not built"
         for key, neutral in _NEUTRAL.items()
-        if key in config and config[key] not in neutral
+        if key in config and config[key] not in neutral and not (no_depth and key == "depformer_weights_per_step")
     ]
-    if config.get("dep_q") == 0:
-        problems.append("dep_q: a model without a Depformer (0) is not built")
-    if not config.get("depformer_weights_per_step") and "depformer_weights_per_step" not in config:
+    if isinstance(config.get("fuser"), Mapping) and config["fuser"].get("prepend"):
+        problems.append("fuser.prepend: conditions before the first step are not built")
+    if not no_depth and "depformer_weights_per_step" not in config:
         problems.append("depformer_weights_per_step: a Depformer without weights per step is not built")
     if problems:
         raise NotBuilt(where, problems)
@@ -236,7 +256,25 @@ def _refuse_unbuilt(config: Mapping[str, Any], where: str) -> None:
 def _read(reader: _Reader) -> dict[str, Any]:
     """Every field of `LMConfig`; defaults are the reference's."""
     main = _read_main(reader)
-    return main | _read_depformer(reader, main)
+    return main | _read_depformer(reader, main) | _read_conditions(reader, main["dim"])
+
+
+def _read_conditions(reader: _Reader, dim: int) -> dict[str, Any]:
+    reader.known |= {"conditioners", "fuser"}
+    conditioners, problems = read_conditioners(reader.config.get("conditioners"), dim)
+    reader.problems += problems
+    fuser, problems = read_fuser(reader.config.get("fuser"), conditioners)
+    reader.problems += problems
+    # The reference's older name of the key wins where both are there.
+    demux = ("demux_second_stream", "demux_second_text_stream")
+    return {
+        "conditioners": conditioners,
+        "fuser": fuser,
+        "cross_attention": reader.flag("cross_attention"),
+        "demux_second_text_stream": reader.flag(demux[0]) if reader.has(demux[0]) else reader.flag(demux[1]),
+        "extra_heads_num_heads": reader.integer("extra_heads_num_heads", 0),
+        "extra_heads_dim": reader.integer("extra_heads_dim", 6),
+    }
 
 
 def _read_main(reader: _Reader) -> dict[str, Any]:
@@ -269,7 +307,7 @@ def _read_main(reader: _Reader) -> dict[str, Any]:
 def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
     dim = reader.integer("depformer_dim", 256)
     schedule = reader.integers("depformer_weights_per_step_schedule", tuple(range(main["dep_q"])))
-    sets = max(schedule, default=0) + 1
+    sets = max(schedule, default=-1) + 1
     feedforward = reader.config.get("depformer_dim_feedforward")
     if isinstance(feedforward, list):
         widths = reader.integers("depformer_dim_feedforward", ())
@@ -279,7 +317,7 @@ def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
     own_scale = "depformer_layer_scale" in reader.config
     return {
         "depformer_dim": dim,
-        "depformer_num_heads": reader.integer("depformer_num_heads"),
+        "depformer_num_heads": reader.integer("depformer_num_heads", 1 if main["dep_q"] == 0 else None),
         "depformer_num_layers": reader.integer("depformer_num_layers", main["num_layers"]),
         "depformer_dim_feedforward": widths,
         "depformer_weights_per_step_schedule": schedule,
@@ -301,26 +339,44 @@ def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
 def _misfits(values: Mapping[str, Any]) -> list[str]:
     """Sizes that do not fit each other, each as one problem."""
     v = values
-    streams, sets = v["n_q"] + 1, max(v["depformer_weights_per_step_schedule"], default=0) + 1
+    streams, sets = v["n_q"] + 1, max(v["depformer_weights_per_step_schedule"], default=-1) + 1
+    heard = (v["text_card"] + 1) ** (2 if v["demux_second_text_stream"] else 1)
     checks = [
         (len(v["delays"]) == streams, "delays", f"{len(v['delays'])} delays for {streams} streams"),
-        (0 < v["dep_q"] < v["n_q"], "dep_q", f"{v['dep_q']} of n_q {v['n_q']}: both voices need a codebook"),
+        (v["n_q"] > 0, "n_q", "must be positive"),
+        (v["dep_q"] <= v["n_q"], "dep_q", f"{v['dep_q']} of n_q {v['n_q']}: the model hears all that it says"),
         (v["context"] > 0, "context", "must be positive"),
         (v["card"] > 0, "card", "must be positive"),
-        (v["text_card_out"] <= v["text_card"] + 1, "text_card_out", "a text token could not be heard back"),
-        (v["depformer_gating"] != "none", "depformer_gating", "weights per step need a gated block"),
+        (v["existing_text_padding_id"] < v["text_card_out"], "existing_text_padding_id", "padding could not be said"),
+        (v["text_card_out"] <= heard, "text_card_out", "a text token could not be heard back"),
+        (
+            v["dep_q"] == 0 or v["depformer_gating"] != "none",
+            "depformer_gating",
+            "weights per step need a gated block",
+        ),
+        (not (v["demux_second_text_stream"] and v["norm_emb"]), "norm_emb", "two texts in a token have no norm"),
+        (
+            v["cross_attention"] == bool(v["fuser"].cross),
+            "cross_attention",
+            f"{v['cross_attention']}, but the fuser has {len(v['fuser'].cross)} conditions for it",
+        ),
+        (
+            not v["cross_attention"] or v["kv_repeat"] == 1,
+            "kv_repeat",
+            "grouped heads and cross-attention do not go together",
+        ),
         (
             len(v["depformer_weights_per_step_schedule"]) == v["dep_q"],
             "depformer_weights_per_step_schedule",
             f"{len(v['depformer_weights_per_step_schedule'])} steps for dep_q {v['dep_q']}",
         ),
         (
-            len(v["depformer_dim_feedforward"]) == sets,
+            v["dep_q"] == 0 or len(v["depformer_dim_feedforward"]) == sets,
             "depformer_dim_feedforward",
             f"{len(v['depformer_dim_feedforward'])} widths for {sets} weight sets",
         ),
     ]
-    for prefix in ("", "depformer_"):
+    for prefix in ("", "depformer_") if v["dep_q"] else ("",):
         dim, heads, repeat = v[f"{prefix}dim"], v[f"{prefix}num_heads"], v[f"{prefix}kv_repeat"]
         checks += [
             (heads > 0 and dim > 0 and dim % max(heads, 1) == 0, f"{prefix}num_heads", f"{heads} heads for dim {dim}"),
