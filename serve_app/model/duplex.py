@@ -118,9 +118,9 @@ class Duplex(nn.Module):
         return TickOutput(said.step, said.text, said.codes, voice, self.audible(said), finite, heads)
 
     @torch.no_grad()
-    def prime(self, tokens: Tensor, state: DuplexState, rows: Rows) -> None:
+    def prime(self, tokens: Tensor, state: DuplexState, rows: Rows) -> Tensor:
         """Make many given steps at once before a conversation: see `LM.prime`. The codec hears and says nothing."""
-        self.lm.prime(tokens, state.lm, rows)
+        return self.lm.prime(tokens, state.lm, rows)
 
     def encode(self, pcm: Tensor, state: DuplexState, rows: Rows, ended: Tensor | None = None) -> Heard:
         """PCM to the user's codes; the encoder of a row that made its first frame starts again.

@@ -249,12 +249,15 @@ class LM(nn.Module):
         frame, complete = self.delays.say(text, codes, state.cache, rows)
         return Said(step, frame[:, 0], frame[:, 1:], complete)
 
-    def prime(self, tokens: Tensor, state: LMState, rows: Rows) -> None:
+    def prime(self, tokens: Tensor, state: LMState, rows: Rows) -> Tensor:
         """Make T steps at once whose every token is given: the state is what T steps with `Given` would leave.
 
         Args:
             tokens: ``int64[R, streams, T]``: text and own codes as said at each step, delays in them already (see
                 `Delays.lay`), then the user's codes as heard. T may not exceed the context.
+
+        Returns:
+            ``bool[R]``, whether everything that was computed for the row is finite.
 
         Raises:
             ShapeError: other streams, or more steps than the context.
@@ -262,10 +265,12 @@ class LM(nn.Module):
         c = self.config
         if tokens.ndim != 3 or tokens.shape[1] != c.streams or not 0 < tokens.shape[2] <= c.context:
             raise ShapeError("primed tokens", tokens.shape, f"[rows, {c.streams}, 1 to {c.context}]")
-        self._run(self.delays.recite(tokens, state.cache, rows), state, rows, one_by_one=True)
+        hidden = self._run(self.delays.recite(tokens, state.cache, rows), state, rows, one_by_one=True)
         for text in tokens[:, 0].unbind(1):
             state.bias.remember(text, rows, self.silence, c.text_card_out)
         self.delays.skip(tokens, state.cache, rows)
+        finite = (hidden * 0).sum(dim=(1, 2)) == 0  # [R + N]
+        return finite[: len(tokens)] if rows.twins is None else finite[: len(tokens)] & finite[rows.twins.null]
 
     def heads(self, thought: Thought, rows: Rows) -> Tensor:
         """What the extra heads say at this very step, no delay in it: ``fp32[R, heads, classes]``, sums of 1."""

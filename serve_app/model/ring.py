@@ -73,6 +73,10 @@ class KvRing:
         shape = (slots + 1, capacity, heads, head_dim)
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
+    def first(self, slot: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Views of the keys and values of a slot's first steps, of which no more than C were made: what to copy."""
+        return self.keys[slot, :steps], self.values[slot, :steps]
+
     def append(self, keys: Tensor, values: Tensor, window: Window) -> None:
         """Write T new steps, ``[R, T, H, D]`` each, at the window's positions."""
         self.keys[window.write, window.index] = keys.to(self.keys.dtype)
@@ -88,6 +92,10 @@ class KvRing:
         attended = attend_masked(query, both[0], both[1], window.visible)
         self.append(keys.transpose(1, 2), values.transpose(1, 2), window)
         return attended
+
+    def first(self, slot: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Views of the keys and values of a slot's first steps, ``[steps, H, D]`` each; it may not have wrapped."""
+        return self.keys[slot, :steps], self.values[slot, :steps]
 
     def attend(self, query: Tensor, rows: Rows, window: Window) -> Tensor:
         """Attend from T new steps of each row to what the row may see.
