@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import torch
 
+from serve_app.checkpoint.adapter import LoraSettings
 from serve_app.checkpoint.codec import read_mimi_config
 from serve_app.checkpoint.source import Folder, Layout
 from serve_app.checkpoint.weights import load_into, on_meta
@@ -88,7 +89,7 @@ def load_duplex(folder: Folder, device: torch.device, dtype: torch.dtype, contex
     for quantizer in (duplex.mimi.quantizer.rvq_first, duplex.mimi.quantizer.rvq_rest):
         for codebook in quantizer.codebooks:
             codebook.refresh()
-    load_into(duplex.lm, folder.lm_weights, device, dtype)
+    load_into(duplex.lm, folder.lm_weights, device, dtype, folder.adapter, LoraSettings.read(folder.layout))
     duplex.to(device)  # constants that no checkpoint holds
     assert not any(tensor.is_meta for tensor in (*duplex.parameters(), *duplex.buffers()))
     return duplex

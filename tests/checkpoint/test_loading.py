@@ -169,8 +169,6 @@ def test_integer_weights_are_refused(spoiled: Draft, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "feature"),
     [
-        ("transformer.layers.0.gating.linear_in.weight_scb", "quantised"),
-        ("transformer.layers.0.self_attn.in_proj.lora_A.weight", "LoRA"),
         ("condition_provider.conditioners.description.embed.weight", "conditioners"),
         ("transformer.layers.0.cross_attention.in_proj_weight", "cross-attention"),
         ("extra_heads.0.weight", "extra heads"),
@@ -192,8 +190,6 @@ def test_weights_of_a_feature_that_is_not_built_are_refused_by_name(
         ("conditioners", {"description": {"type": "lut"}}),
         ("fuser", {"sum": ["description"]}),
         ("cross_attention", True),
-        ("lora", True),
-        ("quantize", True),
         ("dep_q", 0),
         ("extra_heads_num_heads", 2),
         ("demux_second_stream", True),
