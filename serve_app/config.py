@@ -32,23 +32,26 @@ class Settings(pydantic.BaseModel):
 
 
 class CheckpointSettings(Settings):
-    """Where the weights are: a local folder, or a hub repository at a pinned revision.
+    """Where the weights are: a local folder, a hub repository at a pinned revision, or a model that we know by name.
 
     Attributes:
         folder: in Kyutai's layout. A relative one is sought from the working directory, then beside the package.
         repository: ``owner/name`` on the hub.
-        revision: the commit; required with a repository, because a branch moves.
+        revision: the commit; required with a repository, because a branch moves. With a model it stands in for the
+            card's own.
+        model: name of a card in `configs/models`.
     """
 
     folder: str | None = None
     repository: str | None = None
     revision: str | None = None
+    model: str | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.folder is None) == (self.repository is None):
-            raise ValueError("give either folder, or repository and revision")
-        if (self.repository is None) != (self.revision is None):
+        if sum(source is not None for source in (self.folder, self.repository, self.model)) != 1:
+            raise ValueError("give either folder, or repository and revision, or model")
+        if self.model is None and (self.repository is None) != (self.revision is None):
             raise ValueError("repository and revision belong together")
         return self
 
