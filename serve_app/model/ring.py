@@ -93,10 +93,6 @@ class KvRing:
         self.append(keys.transpose(1, 2), values.transpose(1, 2), window)
         return attended
 
-    def first(self, slot: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Views of the keys and values of a slot's first steps, ``[steps, H, D]`` each; it may not have wrapped."""
-        return self.keys[slot, :steps], self.values[slot, :steps]
-
     def attend(self, query: Tensor, rows: Rows, window: Window) -> Tensor:
         """Attend from T new steps of each row to what the row may see.
 

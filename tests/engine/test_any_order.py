@@ -8,9 +8,12 @@ from serve_app.engine.batch import TickBatch
 from serve_app.engine.events import Dropped, Ended, Opened, Stepped
 from serve_app.engine.slots import Lease
 from serve_app.errors import EngineFull
-from tests.engine.fakes import Bench, Listener, frame
+from serve_app.spec import Prompt, SessionSpec
+from tests.engine.fakes import GUIDED, Bench, Listener, frame, prompted
 
 SLOTS = 3
+ROWS = 4
+SPECS = (SessionSpec(), GUIDED, prompted(9), SessionSpec(guidance=3.0, prompt=Prompt(text="a" * 9)))
 
 
 def explode(batch: TickBatch) -> None:
@@ -22,7 +25,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(SLOTS)
+        self.bench = Bench(SLOTS, rows=ROWS)
         self.leases: list[Lease] = []
         self.listeners: dict[Lease, Listener] = {}
         self.pushed: dict[Lease, int] = {}
@@ -30,10 +33,10 @@ class AnyOrder(RuleBasedStateMachine):
     def any_lease(self, data: st.DataObject) -> Lease:
         return data.draw(st.sampled_from(self.leases[-2 * SLOTS :]))
 
-    @rule(open_it=st.booleans())
-    def arrive(self, open_it: bool) -> None:
+    @rule(open_it=st.booleans(), spec=st.sampled_from(SPECS))
+    def arrive(self, open_it: bool, spec: SessionSpec) -> None:
         try:
-            lease = self.bench.acquire()
+            lease = self.bench.acquire(spec)
         except EngineFull:
             return
         self.leases.append(lease)
@@ -62,8 +65,13 @@ class AnyOrder(RuleBasedStateMachine):
     def pass_time(self, passed_s: float) -> None:
         self.bench.clock.now_s += passed_s
 
-    @rule(fault=st.sampled_from(["none", "none", "none", "poison", "explode"]), slot=st.integers(0, SLOTS - 1))
+    @rule(
+        fault=st.sampled_from(["none", "none", "none", "poison", "explode", "broken prompt", "bad prompt"]),
+        slot=st.integers(0, ROWS - 1),
+    )
     def tick(self, fault: str, slot: int) -> None:
+        self.bench.runner.prime_finite = fault != "bad prompt"
+        self.bench.runner.prime_error = RuntimeError("out of memory") if fault == "broken prompt" else None
         self.bench.runner.poisoned = {slot} if fault == "poison" else set()
         self.bench.runner.before_run = explode if fault == "explode" else lambda batch: None
         if self.bench.engine.healthy or fault != "explode":
@@ -98,7 +106,8 @@ class AnyOrder(RuleBasedStateMachine):
         for report in self.bench.observer.sessions:
             assert report.received == report.stepped + sum(report.dropped.values())
         stats = self.bench.engine.stats()
-        assert 0 <= stats.free + stats.leased + stats.live <= stats.slots == SLOTS
+        assert 0 <= stats.free + stats.leased + stats.live + stats.priming <= stats.slots == SLOTS
+        assert SLOTS - stats.free <= ROWS - stats.rows_free <= 2 * (SLOTS - stats.free)
 
     def teardown(self) -> None:
         self.bench.clock.now_s += 10.0
@@ -108,7 +117,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.bench.engine.close(lease)
         self.bench.engine.tick()
         stats = self.bench.engine.stats()
-        assert (stats.free, stats.pending_frames) == (SLOTS, 0)
+        assert (stats.free, stats.rows_free, stats.priming, stats.pending_frames) == (SLOTS, ROWS, 0, 0)
         ended = sum(len(listener.ends(lease)) for lease, listener in self.listeners.items())
         assert ended == len(self.listeners) == len(self.bench.observer.sessions)
 
