@@ -257,7 +257,7 @@ class LM(nn.Module):
                 `Delays.lay`), then the user's codes as heard. T may not exceed the context.
 
         Returns:
-            ``bool[R]``, whether everything that was computed for the row is finite.
+            ``bool[R]``, whether everything that was computed for the row is finite; true where it does not execute.
 
         Raises:
             ShapeError: other streams, or more steps than the context.
@@ -270,7 +270,8 @@ class LM(nn.Module):
             state.bias.remember(text, rows, self.silence, c.text_card_out)
         self.delays.skip(tokens, state.cache, rows)
         finite = (hidden * 0).sum(dim=(1, 2)) == 0  # [R + N]
-        return finite[: len(tokens)] if rows.twins is None else finite[: len(tokens)] & finite[rows.twins.null]
+        both = finite if rows.twins is None else finite[: len(tokens)] & finite.index_select(0, rows.twins.null)
+        return both | ~rows.exec_mask
 
     def heads(self, thought: Thought, rows: Rows) -> Tensor:
         """What the extra heads say at this very step, no delay in it: ``fp32[R, heads, classes]``, sums of 1."""
