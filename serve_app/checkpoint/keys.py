@@ -6,10 +6,8 @@ weight sets of all steps in one tensor, one after the other along dimension 0.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
-
-from serve_app.errors import NotBuilt
 
 SET: Final = "{set}"
 """Stands in a name for the number of the weight set."""
@@ -29,14 +27,6 @@ SPELLINGS: Final = tuple(
 )
 """End of a name in a file, end of ours. A name with `SET` is stacked."""
 
-UNBUILT: Final = (
-    (re.compile(r"^condition_provider\."), "conditioners"),
-    (re.compile(r"^fuser\."), "conditioners"),
-    (re.compile(r"\.(cross_attention|norm_cross|layer_scale_cross)\b"), "cross-attention"),
-    (re.compile(r"^extra_heads\."), "extra heads"),
-)
-"""Keys that only a feature has which is not built."""
-
 SCALE_SUFFIX: Final = "_scb"
 """Of the tensor with a quantised weight's scales, one per row."""
 
@@ -50,17 +40,6 @@ class Piece:
     key: str
     start: int | None = None
     stop: int | None = None
-
-
-def refuse_unbuilt(file: str, keys: Iterable[str]) -> None:
-    """Raises NotBuilt for keys of features that are not built, naming each feature with its first key."""
-    found: dict[str, str] = {}
-    for key in keys:
-        for pattern, feature in UNBUILT:
-            if pattern.search(key):
-                found.setdefault(feature, key)
-    if found:
-        raise NotBuilt(file, [f"{key}: {feature} is not built" for feature, key in found.items()])
 
 
 def match(held: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> tuple[dict[str, Piece], list[str]]:

@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 from serve_app.checkpoint.duplex import load_duplex
+from serve_app.checkpoint.generation import Generation, read_generation
 from serve_app.checkpoint.plan import DTYPES, device_memory, plan, source_of
 from serve_app.checkpoint.source import resolve
 from serve_app.config import CheckpointSettings, EngineSettings
@@ -27,12 +28,14 @@ class Served:
         name: where it came from.
         text_model: bytes of the SentencePiece model, for gateways.
         codebook_bits: bits of one code.
+        generation: what sessions get that ask for nothing.
     """
 
     duplex: Duplex
     name: str
     text_model: bytes
     codebook_bits: int
+    generation: Generation
 
 
 def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Served:
@@ -50,10 +53,13 @@ def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Ser
     dtype = DTYPES[settings.dtype]
     memory_bytes = device_memory(settings.device)
     if memory_bytes is not None:
-        plan(folder.layout, dtype, settings.context).require(settings.slots, memory_bytes)
+        plan(folder.layout, dtype, settings.context).require(
+            settings.state_rows, memory_bytes - settings.prompts.cache_bytes
+        )
     duplex = load_duplex(folder, device, dtype, settings.context)
     logger.info("loaded %s", source)
-    return Served(duplex, str(source), folder.tokenizer.read_bytes(), (duplex.lm.config.card - 1).bit_length())
+    bits = (duplex.lm.config.card - 1).bit_length()
+    return Served(duplex, str(source), folder.tokenizer.read_bytes(), bits, read_generation(folder.layout))
 
 
 def _device(name: str) -> torch.device:

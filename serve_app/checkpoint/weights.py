@@ -67,10 +67,8 @@ def load_into(
     Raises:
         CheckpointError: no safetensors file; every missing, unexpected and misshapen key, with both shapes; an adapter
             of another rank or base.
-        NotBuilt: the file holds weights of a feature that is not built.
     """
     with _opened(path, device) as views:
-        keys.refuse_unbuilt(str(path), views)
         scales = {key: views[key + keys.SCALE_SUFFIX] for key in views if key + keys.SCALE_SUFFIX in views}
         wanted = shapes_of(module)
         held = {key: tuple(view.get_shape()) for key, view in views.items() if _owner(key) not in scales}
