@@ -59,7 +59,7 @@ class Rows:
         return cls(slots, exec_mask, torch.where(exec_mask, slots, scratch), run)
 
     def masked(self, mask: Tensor, scratch: int) -> "Rows":
-        """The same rows, executing only where ``mask`` (``bool[R]``) holds as well."""
+        """The same rows, executing only where ``mask`` (``bool[R]``) holds as well; twins are left out."""
         return Rows.of(self.slots, self.exec_mask & mask, scratch, self.run)
 
     def guided(self, of: Tensor, slots: Tensor, scratch: int) -> "Rows":
