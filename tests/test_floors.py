@@ -12,7 +12,7 @@ import pytest
 PACKAGE: Final = Path(__file__).parent.parent / "serve_app"
 
 FLOORS: Final = {
-    "cli": 6, "demo": 6, "bench": 6,
+    "cli": 6, "demo": 6, "bench": 6, "offline": 6,
     "serving": 5, "client": 5,
     "engine": 4, "link": 4,
     "checkpoint": 3, "observability": 3,
