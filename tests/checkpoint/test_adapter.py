@@ -14,11 +14,10 @@ from serve_app.checkpoint.duplex import load_duplex
 from serve_app.checkpoint.source import resolve
 from serve_app.errors import CheckpointError
 from serve_app.model.duplex import Duplex
-from serve_app.model.lm import Given
-from serve_app.model.state import all_rows
 from tests.checkpoint.folders import Draft, Weights, draft, stack_sets
-from tests.model.language import CPU, RecordedLogits, TokenComparison
-from tests.oracle import reference_generator, reference_lm
+from tests.checkpoint.parity import check_parity
+from tests.model.language import CPU
+from tests.oracle import reference_lm
 
 RANK: Final = 3
 SCALING: Final = 1.5
@@ -74,25 +73,7 @@ def test_a_fused_model_says_what_the_references_says_past_its_wrap(
     base, reference, adapter = tuned
     fused = copy.deepcopy(reference)
     importlib.import_module("moshi.modules.lora").replace_lora_with_linear(fused)
-    lm = load(base, adapter, tmp_path).lm
-    recorded = RecordedLogits(fused)
-    comparison = TokenComparison(rows=2)
-    generator = torch.Generator().manual_seed(1)
-    state = lm.init_state(2, CPU, torch.float32)
-    rows = all_rows(2)
-    theirs = reference_generator(fused, on_text_logits_hook=recorded.on_text)
-    with theirs.streaming(2):
-        for _ in range(3 * lm.config.context):
-            user = torch.randint(0, lm.config.card, (2, lm.config.user_q), generator=generator)
-            theirs.step(user[..., None])
-            text, audio = recorded.take()
-            nothing = Given.nothing(2, lm.config.dep_q)
-            thought = lm.think(user, state, rows, nothing.text)
-            spoken = lm.speak(thought, state, rows, nothing.audio)
-            lm.advance(thought.text, spoken.codes, state, rows)
-            for row in range(2):
-                comparison.add(row, [text[row], *audio[row]], [thought.text_logits[row], *spoken.logits[row]])
-    comparison.check()
+    check_parity(fused, load(base, adapter, tmp_path).lm)
 
 
 @torch.no_grad()

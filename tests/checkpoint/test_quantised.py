@@ -12,7 +12,9 @@ from serve_app.errors import CheckpointError
 from serve_app.model.duplex import Duplex
 from serve_app.model.state import all_rows
 from tests.checkpoint.folders import Draft, Weights, draft, stack_sets
+from tests.checkpoint.parity import check_parity
 from tests.model.language import CPU
+from tests.oracle import reference_lm
 
 LINEAR: Final = "text_linear.weight"
 
@@ -79,6 +81,15 @@ def test_an_8_bit_checkpoint_says_what_its_dequantised_twin_says(full: Draft, tm
         assert torch.equal(first.codes, second.codes)
         assert torch.equal(first.text, second.text)
         assert torch.equal(first.pcm, second.pcm)
+
+
+def test_an_8_bit_checkpoint_says_what_the_reference_says_past_its_wrap(full: Draft, tmp_path: Path) -> None:
+    given = eight_bit(full)
+    reference = reference_lm(
+        {key: value for key, value in full.config.items() if not key.startswith(("mimi_", "model_"))}
+    )
+    reference.load_state_dict(meant(given))
+    check_parity(reference, load(given, tmp_path / "folder").lm)
 
 
 def test_stacked_8_bit_projections_load_into_their_sets(full: Draft, tmp_path: Path) -> None:
