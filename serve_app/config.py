@@ -75,11 +75,43 @@ class LinkSettings(Settings):
         return self
 
 
+class PromptSettings(Settings):
+    """What sessions may be told before they begin, and how the model was taught to read it.
+
+    Attributes:
+        voices: folder of WAV files, each a voice by its file's name. Read once at the start.
+        wrap: what is put around a text, ``{}`` in its place.
+        pause_steps: silence after the voice and after the text.
+        own_silence, user_frame: codes of the model's own silence and of what the user's stream holds; ``None`` encodes
+            silence with the checkpoint's codec.
+        cache_mib: of memory for states that prompts have left, so that the same prompt costs the next session nothing.
+    """
+
+    voices: str | None = None
+    wrap: str = "{}"
+    pause_steps: int = pydantic.Field(6, ge=0, le=100)
+    own_silence: tuple[int, ...] | None = None
+    user_frame: tuple[int, ...] | None = None
+    cache_mib: int = pydantic.Field(256, ge=0)
+
+    @pydantic.field_validator("wrap")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if value.count("{}") != 1:
+            raise ValueError("needs {} once, where the text goes")
+        return value
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache_mib << 20
+
+
 class EngineSettings(Settings):
     """Args of the application ``engine``.
 
     Attributes:
         slots: conversations per engine; also the deployment's ``max_ongoing_requests``.
+        rows: rows of the batch; a guided conversation takes two. ``None``: as many as slots.
         engines: replicas, one per GPU.
         runner: ``model``, or ``passthrough``: each frame comes back as it went in, to test and measure the path.
         checkpoint: which weights; ``None`` with ``passthrough``.
@@ -90,10 +122,14 @@ class EngineSettings(Settings):
         num_gpus, num_cpus: what Ray reserves for one engine.
         attach_s: a lease that no gateway attaches to is freed after this.
         alarm_s, exit_s: a tick that takes longer is logged; much longer, and the process exits for Serve to replace.
+        prompts: texts and voices that a session may begin with.
+        conditions: values of conditions that a session does not choose, in place of the checkpoint's.
+        guidance: of sessions that do not say, in place of the checkpoint's.
         link: where engines listen.
     """
 
     slots: int = pydantic.Field(4, ge=1, le=1024)
+    rows: int | None = pydantic.Field(None, ge=1, le=2048)
     engines: int = pydantic.Field(1, ge=1, le=256)
     runner: Literal["model", "passthrough"] = "model"
     checkpoint: CheckpointSettings | None = None
@@ -106,7 +142,21 @@ class EngineSettings(Settings):
     attach_s: float = pydantic.Field(2.0, gt=0, le=60)
     alarm_s: float = pydantic.Field(1.0, gt=0)
     exit_s: float = pydantic.Field(5.0, gt=0)
+    prompts: PromptSettings = PromptSettings()
+    conditions: dict[str, str] = {}
+    guidance: float | None = pydantic.Field(None, ge=0, le=20)
     link: LinkSettings = LinkSettings()
+
+    @property
+    def state_rows(self) -> int:
+        """Rows of the batch."""
+        return self.rows if self.rows is not None else self.slots
+
+    @pydantic.model_validator(mode="after")
+    def _rows_suffice(self) -> Self:
+        if self.rows is not None and self.rows < self.slots:
+            raise ValueError("rows is below slots, so that some slots could never be used")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _runner_has_its_weights(self) -> Self:

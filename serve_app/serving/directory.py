@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from serve_app.spec import Offer
+
 EXPIRY_S: Final = 5.0
 HEARTBEAT_S: Final = 1.0
 
@@ -19,6 +21,8 @@ class EngineCard:
         engine: name of the replica.
         address: where its link listens.
         slots, used: seats in all, and those leased or live.
+        rows, rows_used: rows of the batch, of which a guided session takes two.
+        offer: what sessions may ask for.
         draining, healthy: whether it takes new sessions, and whether its loop works.
         model, device, dtype: what it runs.
         state_bytes_per_slot: memory of one conversation.
@@ -36,6 +40,9 @@ class EngineCard:
     address: str
     slots: int
     used: int
+    rows: int
+    rows_used: int
+    offer: Offer
     draining: bool
     healthy: bool
     model: str
@@ -54,7 +61,7 @@ class EngineCard:
     @property
     def free(self) -> int:
         """Seats that a new session may get now."""
-        return 0 if self.draining or not self.healthy else self.slots - self.used
+        return 0 if self.draining or not self.healthy else min(self.slots - self.used, self.rows - self.rows_used)
 
 
 class Directory:

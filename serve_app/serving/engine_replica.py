@@ -42,7 +42,12 @@ class EngineReplica:
         made = await asyncio.to_thread(make_runner, self._settings)
         self._text_model, self._codebook_bits = made.text_model, made.codebook_bits
         self._about = made.runner.describe()
-        self._engine = Engine(made.runner, limits=Limits(unopened_s=2 * self._settings.attach_s), clock=time.monotonic)
+        self._engine = Engine(
+            made.runner,
+            limits=Limits(unopened_s=2 * self._settings.attach_s),
+            slots=self._settings.slots,
+            clock=time.monotonic,
+        )
         self._loop = EngineLoop(self._engine)
         self._watchdog = Watchdog(
             lambda: self._engine.busy_since,
@@ -110,6 +115,9 @@ class EngineReplica:
             address=f"{self._server.address.host}:{self._server.address.port}",
             slots=stats.slots,
             used=stats.slots - stats.free,
+            rows=stats.rows,
+            rows_used=stats.rows - stats.rows_free,
+            offer=self._engine.runner.offer,
             draining=stats.draining,
             healthy=stats.healthy and self._loop.alive,
             model=self._about.model,
@@ -130,6 +138,8 @@ class EngineReplica:
                 "underruns": stats.underruns,
                 "stale_frames": stats.stale_frames,
                 "expired_leases": stats.expired,
+                "primed_steps": stats.primed_steps,
+                **stats.runner,
                 **{f"dropped_{cause}": count for cause, count in stats.dropped_frames.items()},
                 **{f"ended_{reason}": count for reason, count in stats.ended.items()},
             },

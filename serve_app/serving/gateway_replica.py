@@ -92,8 +92,8 @@ class GatewayReplica:
         try:
             try:
                 self._door.admit(socket.headers, socket.query_params)
-                query = parse_chat_query(socket.query_params)
-                session = Session(self._leases.call, self._links, SessionSpec(sampling=query.sampling))
+                query = parse_chat_query(socket.query_params, self._roster.offer())
+                session = Session(self._leases.call, self._links, query.spec)
                 await self._lease(session)
             except ChorusError as error:
                 self._meter.refused(error.reason)

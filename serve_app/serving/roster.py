@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from serve_app.errors import EngineDraining, EngineFull, EngineLost
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard
+from serve_app.spec import Offer
 
 STALE_S: Final = 6.0
 """Without news for longer than this the gateway knows nothing."""
@@ -72,6 +73,11 @@ class Roster:
         if not any(card.free for card in engines):
             return EngineFull(sum(card.slots for card in engines))
         return None
+
+    def offer(self) -> Offer | None:
+        """What sessions may ask for here; None while nobody knows. All engines of a deployment offer the same."""
+        engines = self.engines
+        return engines[0].offer if engines else None
 
     async def refresh(self) -> None:
         """Ask once. Raises whatever the directory's client raises."""
