@@ -102,5 +102,6 @@ def _tick(runner: Runner, jobs: dict[int, Job]) -> set[int]:
             bad.add(slot)
             continue
         voice = result.pcm[row].copy() if result.audible[row] else None
-        jobs[slot].take(int(result.text_token[row]), voice)
+        heads = None if result.heads is None else result.heads[row].copy()
+        jobs[slot].take(int(result.text_token[row]), voice, heads)
     return bad

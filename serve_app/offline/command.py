@@ -21,7 +21,7 @@ from serve_app.checkpoint.source import read_layout
 from serve_app.checkpoint.text import TextPieces
 from serve_app.client.failures import AudioFileError
 from serve_app.client.wav import read_wav, write_wav
-from serve_app.config import EngineSettings, checked, read_config
+from serve_app.config import EngineSettings, PromptSettings, checked, read_config
 from serve_app.errors import ChorusError, ConfigError, ParameterRefused
 from serve_app.offline.batch import Order, Outcome, run_batch
 from serve_app.offline.job import Job, Pacing
@@ -36,11 +36,12 @@ MOST_AT_ONCE: Final = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """Input and output of one file."""
+    """Input of one file, what to write of it, and what to ask the model for."""
 
     number: int
     path: Path
-    stem: Path
+    voice: Path
+    told: Path
     spec: SessionSpec
 
 
@@ -61,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     plans = _plans(options, read_generation(layout))
     rows = max(plan.spec.rows for plan in plans)
     seats = min(options.batch, len(plans))
-    made = make_runner(base.model_copy(update={"slots": rows * seats}))
+    made = make_runner(base.model_copy(update={"slots": seats, "rows": rows * seats}))
     pieces = TextPieces.of(made.text_model, str(base.checkpoint))
     info = made.runner.describe()
     pacing = Pacing.of(layout.model_type, layout.config, info.delay_steps)
@@ -96,14 +97,16 @@ def _write(plan: Plan, outcome: Outcome, pieces: TextPieces, model: str) -> Exce
         "model": model,
         "text": " ".join(word.text for word in words),
         "words": [dataclasses.asdict(word) for word in words],
-        "audio": None if voice is None else plan.stem.with_suffix(".wav").name,
+        "audio": None if voice is None else plan.voice.name,
         "steps": job.steps,
-        **dataclasses.asdict(plan.spec.sampling),
+        "session": {key: value for key, value in dataclasses.asdict(plan.spec).items() if key != "tenant"},
     }
+    if plan.spec.extra_heads:
+        content["heads"] = [{"at_s": at_s, "heads": heads.round(4).tolist()} for at_s, heads in job.heads()]
     try:
         if voice is not None:
-            write_wav(plan.stem.with_suffix(".wav"), voice)
-        plan.stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            write_wav(plan.voice, voice)
+        plan.told.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except (AudioFileError, OSError) as error:
         return error
     return None
@@ -123,19 +126,24 @@ def _plans(options: argparse.Namespace, generation: Generation) -> list[Plan]:
     missing = [str(path) for path in options.files if not path.is_file()]
     if missing:
         raise ConfigError("FILE", f"no such file: {', '.join(missing)}")
-    stems = [options.out / path.stem for path in options.files]
-    doubled = sorted({stem.name for stem in stems if stems.count(stem) > 1})
+    stems = [path.stem for path in options.files]
+    doubled = sorted({stem for stem in stems if stems.count(stem) > 1})
     if doubled:
         raise ConfigError("FILE", f"more than one input is called {', '.join(doubled)}: they would share an output")
-    if any(
-        stem.with_suffix(".wav").resolve() == path.resolve() for stem, path in zip(stems, options.files, strict=True)
-    ):
-        raise ConfigError("--out", f"{options.out} holds an input: its answer would overwrite it")
     spec = _spec(options, generation)
-    return [
-        Plan(number, path, stem, dataclasses.replace(spec, sampling=_seeded(spec.sampling, options.seed + number)))
-        for number, (path, stem) in enumerate(zip(options.files, stems, strict=True))
+    plans = [
+        Plan(
+            number,
+            path,
+            options.out / f"{path.stem}.wav",
+            options.out / f"{path.stem}.json",
+            dataclasses.replace(spec, sampling=_seeded(spec.sampling, options.seed + number)),
+        )
+        for number, path in enumerate(options.files)
     ]
+    if any(plan.voice.resolve() == plan.path.resolve() for plan in plans):
+        raise ConfigError("--out", f"{options.out} holds an input: its answer would overwrite it")
+    return plans
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:
@@ -154,11 +162,18 @@ def _spec(options: argparse.Namespace, generation: Generation) -> SessionSpec:
         sampling=dataclasses.replace(generation.sampling, **chosen),
         conditions=tuple(_condition(text) for text in options.condition),
         guidance=generation.guidance if options.cfg_coef is None else options.cfg_coef,
-        prompt=Prompt(text=options.text_prompt) if options.text_prompt else None,
+        prompt=_prompt(options),
         repetition_penalty=options.repetition_penalty,
         repetition_penalty_context=options.repetition_penalty_context,
         pad_mult=options.pad_mult,
+        extra_heads=options.extra_heads,
     )
+
+
+def _prompt(options: argparse.Namespace) -> Prompt | None:
+    if not (options.text_prompt or options.voice_prompt):
+        return None
+    return Prompt(text=options.text_prompt, voice=options.voice_prompt)
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -177,17 +192,20 @@ def _base(options: argparse.Namespace) -> EngineSettings:
     own = {
         key: value for key in ("device", "dtype", "context", "threads") if (value := getattr(options, key)) is not None
     }
+    prompts = {} if options.voices is None else {"prompts": PromptSettings(voices=options.voices)}
     target: Path = options.model
     if target.suffix in CONFIG_SUFFIXES:
         base = read_config(target).engine
         if base.checkpoint is None:
             raise ConfigError(str(target), "has no checkpoint, so there is nothing to run")
-        return base.model_copy(update=own)
+        return base.model_copy(update=own | prompts)
     named = target.name in known_models() and not target.is_dir()
     checkpoint = {"model": target.name} if named else {"folder": str(target)}
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "float32" if device == "cpu" else "bfloat16"
-    return checked(EngineSettings, {"device": device, "dtype": dtype, "checkpoint": checkpoint, **own}, "serve_app run")
+    return checked(
+        EngineSettings, {"device": device, "dtype": dtype, "checkpoint": checkpoint, **own, **prompts}, "serve_app run"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,6 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--condition", action="append", default=[], metavar="NAME=VALUE", help="may come more than once")
     add("--cfg-coef", type=float, help="strength of guidance; 1 is none")
     add("--text-prompt", default="", help="told before the recording")
+    add("--voice-prompt", default="", metavar="NAME", help="spoken before the recording: a file of --voices")
+    add("--voices", metavar="FOLDER", help="WAV files, each a voice")
+    add("--extra-heads", action="store_true", help="write what the extra heads say, frame by frame")
     add("--device", help="cuda where there is one, else cpu")
     add("--dtype", choices=sorted(DTYPES), help="of the language model; float32 on a CPU, else bfloat16")
     add("--context", type=int, help="steps that attention sees, at most the checkpoint's")

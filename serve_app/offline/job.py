@@ -87,6 +87,7 @@ class Job:
         self._done = False
         self._voice: list[PCM] = []
         self._tokens: list[tuple[int, int]] = []
+        self._heads: list[tuple[int, PCM]] = []
 
     @property
     def frames(self) -> int:
@@ -108,17 +109,20 @@ class Job:
         ended = self._pacing.ends_itself and self._step == 1 + self._spoken
         return Fed(self._frames[self._step], ended)
 
-    def take(self, token: int, voice: PCM | None) -> None:
+    def take(self, token: int, voice: PCM | None, heads: PCM | None = None) -> None:
         """What came of that frame.
 
         Args:
             token: text token, negative while there is none.
             voice: ``float32[1920]``, None while there is no sound.
+            heads: ``float32[H, C]``, what the extra heads say; None where nobody asked.
         """
         if voice is not None:
             self._voice.append(voice)
         if token >= 0:
             self._tokens.append((self._step, token))
+        if heads is not None:
+            self._heads.append((self._step, heads))
         if self._pacing.ends_itself and self._step > 1 + self._spoken and token == END_OF_TEXT:
             self._done = True
         self._step += 1
@@ -137,7 +141,15 @@ class Job:
         first, lag_s = (
             (self._tokens[0][0], 0.0) if self._voice else (1, self._pacing.text_delay_s + self._pacing.prefix_s)
         )
-        return [(round(max((step - first) * FRAME_S - lag_s, 0.0), 3), token) for step, token in self._tokens]
+        return [(_seconds(step - first, lag_s), token) for step, token in self._tokens]
+
+    def heads(self) -> Sequence[tuple[float, PCM]]:
+        """What the extra heads said of every frame of the recording, with its time in seconds."""
+        return [(_seconds(step - 1, self._pacing.prefix_s), heads) for step, heads in self._heads if step > 0]
+
+
+def _seconds(steps: int, lag_s: float) -> float:
+    return round(max(steps * FRAME_S - lag_s, 0.0), 3)
 
 
 def _is_seconds(value: object) -> bool:

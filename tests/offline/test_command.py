@@ -55,9 +55,9 @@ def test_files_together_are_what_they_are_alone(folders: Path, tmp_path: Path) -
 
 
 def test_the_answer_is_a_frame_longer_than_the_recording(folders: Path, tmp_path: Path) -> None:
-    path = write_sound(tmp_path / "a.wav", 10 * 0.08, rate_hz=16_000)
+    path = write_sound(tmp_path / "take 1.2.wav", 10 * 0.08, rate_hz=16_000)
     assert run(folders / "moshi", tmp_path / "out", path) == 0
-    assert read_wav(tmp_path / "out" / "a.wav").size == 11 * 1920
+    assert read_wav(tmp_path / "out" / "take 1.2.wav").size == 11 * 1920
 
 
 def test_another_seed_gives_another_answer_and_the_same_seed_the_same(folders: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_another_seed_gives_another_answer_and_the_same_seed_the_same(folders: P
     one, again, other = (told(tmp_path / name / "a.json") for name in ("one", "again", "other"))
     assert one == again
     assert one["words"] != other["words"]
-    assert one["text_seed"] == 1
+    assert one["session"]["sampling"]["text_seed"] == 1
 
 
 def test_a_model_that_only_writes_gives_no_sound(folders: Path, tmp_path: Path) -> None:
@@ -75,6 +75,26 @@ def test_a_model_that_only_writes_gives_no_sound(folders: Path, tmp_path: Path) 
     assert run(folders / "stt", tmp_path / "out", path) == 0
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["a.json"]
     assert told(tmp_path / "out" / "a.json")["audio"] is None
+
+
+def test_extra_heads_are_written_on_request(folders: Path, tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "a.wav", 10 * 0.08)
+    assert run(folders / "stt", tmp_path / "out", path, "--extra-heads") == 0
+    heads = told(tmp_path / "out" / "a.json")["heads"]
+    assert [round(frame["at_s"] / 0.08) for frame in heads[:10]] == list(range(10))
+    assert np.allclose(np.sum(heads[0]["heads"], axis=1), 1, atol=1e-2)
+
+
+def test_a_prompt_changes_the_answer(folders: Path, tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "a.wav", 0.5)
+    (tmp_path / "voices").mkdir()
+    write_sound(tmp_path / "voices" / "anna.wav", 0.5, seed=9)
+    voice = ("--voices", tmp_path / "voices", "--voice-prompt", "anna")
+    assert run(folders / "moshi", tmp_path / "plain", path) == 0
+    assert run(folders / "moshi", tmp_path / "told", path, "--text-prompt", "be kind") == 0
+    assert run(folders / "moshi", tmp_path / "spoken", path, *voice) == 0
+    texts = {told(tmp_path / name / "a.json")["text"] for name in ("plain", "told", "spoken")}
+    assert len(texts) == 3
 
 
 def test_a_guided_translation_takes_conditions_and_goes_on_after_its_source(folders: Path, tmp_path: Path) -> None:
@@ -102,6 +122,9 @@ def test_a_broken_file_fails_alone(folders: Path, tmp_path: Path, capsys: pytest
         (("--condition", "mood=good"), "mood"),
         (("--context", "1000000"), "context"),
         (("--pad-mult", "inf"), "pad_mult"),
+        (("--extra-heads", "--greedy"), "extra_heads"),
+        (("--voice-prompt", "../anna"), "voice_prompt"),
+        (("--voice-prompt", "bob"), "voice_prompt"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_a_status(
