@@ -94,7 +94,7 @@ class GatewayReplica:
                 self._door.admit(socket.headers, socket.query_params)
                 query = parse_chat_query(socket.query_params, self._roster.offer())
                 session = Session(self._leases.call, self._links, query.spec)
-                await self._lease(session)
+                await self._lease(session, query.spec.rows)
             except ChorusError as error:
                 self._meter.refused(error.reason)
                 await socket.send_denial_response(refusal(error))
@@ -105,11 +105,14 @@ class GatewayReplica:
             if session is not None:
                 await asyncio.shield(session.close())
 
-    async def _lease(self, session: Session) -> None:
+    async def _lease(self, session: Session, rows: int) -> None:
         obstacle = self._roster.obstacle()
         if obstacle is not None and not isinstance(obstacle, EngineFull):  # a slot may be free since a second ago
             raise obstacle
-        await session.lease(self._settings.grant_wait_s)
+        try:
+            await session.lease(self._settings.grant_wait_s)
+        except EngineFull as error:
+            raise error if error.slots else self._roster.full(rows) from None
 
     async def _converse(self, socket: WebSocket, session: Session) -> None:
         connection = Connection(

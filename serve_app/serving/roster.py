@@ -74,6 +74,12 @@ class Roster:
             return EngineFull(sum(card.slots for card in engines))
         return None
 
+    def full(self, rows: int) -> EngineFull:
+        """What to tell a session of so many rows for which no engine has answered in time."""
+        engines = self.engines
+        free = max((card.rows - card.rows_used for card in engines if card.free), default=0)
+        return EngineFull(sum(card.slots for card in engines), rows, free) if 0 < free < rows else EngineFull(0)
+
     def offer(self) -> Offer | None:
         """What sessions may ask for here; None while nobody knows. All engines of a deployment offer the same."""
         engines = self.engines
