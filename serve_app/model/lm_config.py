@@ -16,6 +16,7 @@ from serve_app.model.condition_config import (
     read_conditioners,
     read_fuser,
 )
+from serve_app.model.config_reader import ConfigReader
 from serve_app.model.norm import NORM_NAMES, NormName
 from serve_app.model.transformer import (
     ACTIVATION_NAMES,
@@ -173,7 +174,7 @@ class LMConfig:
             CheckpointError: unknown or missing keys, values of a wrong type, sizes that do not fit each other.
         """
         _refuse_unbuilt(config, where)
-        reader = _Reader(config)
+        reader = ConfigReader(config, FOLDER_KEYS | set(_NEUTRAL))
         values = _read(reader)
         problems = reader.problems + reader.unknown()
         if not problems:
@@ -181,61 +182,6 @@ class LMConfig:
         if problems:
             raise CheckpointError(where, problems)
         return cls(**values)
-
-
-class _Reader:
-    """Typed reading of a JSON object; remembers what was asked for and every problem."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.known: set[str] = set(FOLDER_KEYS) | set(_NEUTRAL)
-        self.problems: list[str] = []
-
-    def has(self, key: str) -> bool:
-        self.known.add(key)
-        return self.config.get(key) is not None
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            return int(self._wrong(key, value, "a non-negative integer", 0))
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            return float(self._wrong(key, value, "a positive number", 1.0))
-        return float(value)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self._get(key, default)
-        return value if isinstance(value, bool) else bool(self._wrong(key, value, "true or false", False))
-
-    def name(self, key: str, names: frozenset[str], default: str) -> Any:
-        value = self._get(key, default)
-        if value not in names:
-            return self._wrong(key, value, f"one of {', '.join(sorted(names))}", default)
-        return value
-
-    def integers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        value = self._get(key, list(default))
-        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            self._wrong(key, value, "a list of non-negative integers", None)
-            return default
-        return tuple(value)
-
-    def unknown(self) -> list[str]:
-        return [f"{key}: unknown key" for key in sorted(set(self.config) - self.known)]
-
-    def _get(self, key: str, default: Any) -> Any:
-        self.known.add(key)
-        value = self.config.get(key)
-        return default if value is None else value
-
-    def _wrong(self, key: str, value: Any, want: str, instead: Any) -> Any:
-        said = "missing" if value is None else f"got {str(value)[:60]!r}"
-        self.problems.append(f"{key}: {said}, want {want}")
-        return instead
 
 
 def _refuse_unbuilt(config: Mapping[str, Any], where: str) -> None:
@@ -253,13 +199,13 @@ def _refuse_unbuilt(config: Mapping[str, Any], where: str) -> None:
         raise NotBuilt(where, problems)
 
 
-def _read(reader: _Reader) -> dict[str, Any]:
+def _read(reader: ConfigReader) -> dict[str, Any]:
     """Every field of `LMConfig`; defaults are the reference's."""
     main = _read_main(reader)
     return main | _read_depformer(reader, main) | _read_conditions(reader, main["dim"])
 
 
-def _read_conditions(reader: _Reader, dim: int) -> dict[str, Any]:
+def _read_conditions(reader: ConfigReader, dim: int) -> dict[str, Any]:
     reader.known |= {"conditioners", "fuser"}
     conditioners, problems = read_conditioners(reader.config.get("conditioners"), dim)
     reader.problems += problems
@@ -277,7 +223,7 @@ def _read_conditions(reader: _Reader, dim: int) -> dict[str, Any]:
     }
 
 
-def _read_main(reader: _Reader) -> dict[str, Any]:
+def _read_main(reader: ConfigReader) -> dict[str, Any]:
     n_q, text_card = reader.integer("n_q", 8), reader.integer("text_card", 32_000)
     return {
         "dim": reader.integer("dim", 128),
@@ -304,7 +250,7 @@ def _read_main(reader: _Reader) -> dict[str, Any]:
     }
 
 
-def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
+def _read_depformer(reader: ConfigReader, main: Mapping[str, Any]) -> dict[str, Any]:
     dim = reader.integer("depformer_dim", 256)
     schedule = reader.integers("depformer_weights_per_step_schedule", tuple(range(main["dep_q"])))
     sets = max(schedule, default=-1) + 1
