@@ -34,9 +34,9 @@ CONTEXT: Final = 750
 PAUSE_STEPS: Final = 6
 WARM_TURNS: Final = 20
 SHAPE: Final[dict[str, Any]] = {
-    "dim": 512,
+    "dim": 256,
     "num_heads": 8,
-    "num_layers": 8,
+    "num_layers": 6,
     "context": CONTEXT,
     "n_q": 16,
     "dep_q": 8,
@@ -46,7 +46,7 @@ SHAPE: Final[dict[str, Any]] = {
     "norm": "rms_norm_f32",
     "positional_embedding": "rope",
     "gating": "silu",
-    "depformer_dim": 256,
+    "depformer_dim": 128,
     "depformer_num_heads": 4,
     "depformer_num_layers": 4,
     "depformer_weights_per_step": True,
@@ -59,8 +59,8 @@ class Bench:
 
     def __init__(self, neighbours: int) -> None:
         codec = MimiConfig(
-            seanet=SeanetConfig(dimension=128, n_filters=16),
-            transformer=codec_transformer(128, 4, 2, 256, context=250),
+            seanet=SeanetConfig(dimension=64, n_filters=8),
+            transformer=codec_transformer(64, 4, 2, 128, context=250),
             card=CARD,
             codebook_dim=32,
             total_codebooks=8,
