@@ -34,23 +34,26 @@ class Settings(pydantic.BaseModel):
 
 
 class CheckpointSettings(Settings):
-    """Where the weights are: a local folder, or a hub repository at a pinned revision.
+    """Where the weights are: a local folder, a hub repository at a pinned revision, or a model that we know by name.
 
     Attributes:
         folder: in Kyutai's layout. A relative one is sought from the working directory, then beside the package.
         repository: ``owner/name`` on the hub.
-        revision: the commit; required with a repository, because a branch moves.
+        revision: the commit; required with a repository, because a branch moves. With a model it stands in for the
+            card's own.
+        model: name of a card in `configs/models`.
     """
 
     folder: str | None = None
     repository: str | None = None
     revision: str | None = None
+    model: str | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.folder is None) == (self.repository is None):
-            raise ValueError("give either folder, or repository and revision")
-        if (self.repository is None) != (self.revision is None):
+        if sum(source is not None for source in (self.folder, self.repository, self.model)) != 1:
+            raise ValueError("give either folder, or repository and revision, or model")
+        if self.model is None and (self.repository is None) != (self.revision is None):
             raise ValueError("repository and revision belong together")
         return self
 
@@ -122,12 +125,44 @@ class PaceSettings(Settings):
     interval_s: float = pydantic.Field(0.0, ge=0, le=0.08)
 
 
+class PromptSettings(Settings):
+    """What sessions may be told before they begin, and how the model was taught to read it.
+
+    Attributes:
+        voices: folder of WAV files, each a voice by its file's name. Read once at the start.
+        wrap: what is put around a text, ``{}`` in its place.
+        pause_steps: silence after the voice and after the text.
+        own_silence, user_frame: codes of the model's own silence and of what the user's stream holds; ``None`` encodes
+            silence with the checkpoint's codec.
+        cache_mib: of memory for states that prompts have left, so that the same prompt costs the next session nothing.
+    """
+
+    voices: str | None = None
+    wrap: str = "{}"
+    pause_steps: int = pydantic.Field(6, ge=0, le=100)
+    own_silence: tuple[int, ...] | None = None
+    user_frame: tuple[int, ...] | None = None
+    cache_mib: int = pydantic.Field(256, ge=0)
+
+    @pydantic.field_validator("wrap")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if value.count("{}") != 1:
+            raise ValueError("needs {} once, where the text goes")
+        return value
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache_mib << 20
+
+
 class EngineSettings(Settings):
     """Args of the application ``engine``.
 
     Attributes:
         name: what ``/info`` and the page call the model; ``None`` is the last part of the checkpoint's source.
         slots: conversations per engine; the deployment's ``max_ongoing_requests`` follows from it.
+        rows: rows of the batch; a guided conversation takes two. ``None``: as many as slots.
         engines: replicas, one per GPU.
         runner: ``model``, or ``passthrough``: each frame comes back as it went in, to test and measure the path.
         checkpoint: which weights; ``None`` with ``passthrough``.
@@ -138,12 +173,16 @@ class EngineSettings(Settings):
         num_gpus, num_cpus: what Ray reserves for one engine.
         attach_s: a lease that no gateway attaches to is freed after this.
         alarm_s, exit_s: a tick that takes longer is logged; much longer, and the process exits for Serve to replace.
+        prompts: texts and voices that a session may begin with.
+        conditions: values of conditions that a session does not choose, in place of the checkpoint's.
+        guidance: of sessions that do not say, in place of the checkpoint's.
         link: where engines listen.
         limits, pace: bounds of the engine, and how eagerly it ticks.
     """
 
     name: str | None = pydantic.Field(None, min_length=1, max_length=100)
     slots: int = pydantic.Field(4, ge=1, le=1024)
+    rows: int | None = pydantic.Field(None, ge=1, le=2048)
     engines: int = pydantic.Field(1, ge=1, le=256)
     runner: Literal["model", "passthrough"] = "model"
     checkpoint: CheckpointSettings | None = None
@@ -156,9 +195,23 @@ class EngineSettings(Settings):
     attach_s: float = pydantic.Field(2.0, gt=0, le=60)
     alarm_s: float = pydantic.Field(1.0, gt=0)
     exit_s: float = pydantic.Field(5.0, gt=0)
+    prompts: PromptSettings = PromptSettings()
+    conditions: dict[str, str] = {}
+    guidance: float | None = pydantic.Field(None, ge=0, le=20)
     link: LinkSettings = LinkSettings()
     limits: LimitSettings = LimitSettings()
     pace: PaceSettings = PaceSettings()
+
+    @property
+    def state_rows(self) -> int:
+        """Rows of the batch."""
+        return self.rows if self.rows is not None else self.slots
+
+    @pydantic.model_validator(mode="after")
+    def _rows_suffice(self) -> Self:
+        if self.rows is not None and self.rows < self.slots:
+            raise ValueError("rows is below slots, so that some slots could never be used")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _runner_has_its_weights(self) -> Self:

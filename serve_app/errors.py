@@ -148,13 +148,22 @@ class CapacityError(ChorusError):
 
 
 class EngineFull(CapacityError):
-    """Every slot is leased."""
+    """Every slot is leased, or fewer rows are free than the session needs.
 
-    def __init__(self, slots: int) -> None:
-        super().__init__(slots)
-        self.slots = slots
+    Attributes:
+        slots: how many there are; 0 where nobody knows.
+        rows_wanted, rows_free: where rows are what is missing; 0 and 0 where it is a slot.
+    """
+
+    def __init__(self, slots: int, rows_wanted: int = 0, rows_free: int = 0) -> None:
+        super().__init__(slots, rows_wanted, rows_free)
+        self.slots, self.rows_wanted, self.rows_free = slots, rows_wanted, rows_free
 
     def __str__(self) -> str:
+        if self.rows_wanted > 1:
+            return f"a guided session needs {self.rows_wanted} rows of the batch and {self.rows_free} is free"
+        if self.rows_wanted:
+            return "all rows of the batch are taken"
         return f"all {self.slots} slots are taken" if self.slots else "all slots are taken"
 
 

@@ -12,11 +12,11 @@ import pytest
 PACKAGE: Final = Path(__file__).parent.parent / "serve_app"
 
 FLOORS: Final = {
-    "cli": 6, "demo": 6, "bench": 6,
+    "cli": 6, "demo": 6, "bench": 6, "offline": 6,
     "serving": 5, "client": 5,
     "engine": 4, "link": 4,
     "checkpoint": 3, "observability": 3,
-    "model": 2, "wire": 2, "audio": 2, "admission": 2,
+    "model": 2, "wire": 2, "audio": 2, "admission": 2, "registry": 2,
     "config": 1,
     "errors": 0, "units": 0, "spec": 0, "budget": 0,
 }  # fmt: skip
@@ -34,6 +34,7 @@ PACKAGES: Final = {
     "model": {"torch"},
     "audio": {"sphn", "av", "numpy"},
     "config": {"pydantic", "yaml"},
+    "registry": {"pydantic", "yaml"},
 }
 """Third parties that a room may import; a room that is not here imports the standard library alone."""
 

@@ -6,10 +6,8 @@ weight sets of all steps in one tensor, one after the other along dimension 0.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
-
-from serve_app.errors import NotBuilt
 
 SET: Final = "{set}"
 """Stands in a name for the number of the weight set."""
@@ -29,15 +27,8 @@ SPELLINGS: Final = tuple(
 )
 """End of a name in a file, end of ours. A name with `SET` is stacked."""
 
-UNBUILT: Final = (
-    (re.compile(r"_scb$"), "quantised weights (q8)"),
-    (re.compile(r"\.lora_[AB]\."), "LoRA"),
-    (re.compile(r"^condition_provider\."), "conditioners"),
-    (re.compile(r"^fuser\."), "conditioners"),
-    (re.compile(r"\.(cross_attention|norm_cross|layer_scale_cross)\b"), "cross-attention"),
-    (re.compile(r"^extra_heads\."), "extra heads"),
-)
-"""Keys that only a feature has which is not built."""
+SCALE_SUFFIX: Final = "_scb"
+"""Of the tensor with a quantised weight's scales, one per row."""
 
 Shape = tuple[int, ...]
 
@@ -49,17 +40,6 @@ class Piece:
     key: str
     start: int | None = None
     stop: int | None = None
-
-
-def refuse_unbuilt(file: str, keys: Iterable[str]) -> None:
-    """Raises NotBuilt for keys of features that are not built, naming each feature with its first key."""
-    found: dict[str, str] = {}
-    for key in keys:
-        for pattern, feature in UNBUILT:
-            if pattern.search(key):
-                found.setdefault(feature, key)
-    if found:
-        raise NotBuilt(file, [f"{key}: {feature} is not built" for feature, key in found.items()])
 
 
 def match(held: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> tuple[dict[str, Piece], list[str]]:
@@ -75,16 +55,16 @@ def match(held: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> tuple[dict[
     pieces: dict[str, Piece] = {}
     problems: list[str] = []
     for key, shape in held.items():
-        targets = _targets(key, wanted)
-        if not targets:
+        names = targets(key, wanted)
+        if not names:
             problems.append(f"{key}: unexpected, shape {list(shape)}; the model has no such weight")
             continue
-        want = wanted[targets[0]]
-        if len(targets) > 1:
-            want = (len(targets) * want[0], *want[1:])
+        want = wanted[names[0]]
+        if len(names) > 1:
+            want = (len(names) * want[0], *want[1:])
         if shape != want:
             problems.append(f"{key}: shape {list(shape)} in the file, {list(want)} in the model")
-        for target, piece in zip(targets, _cut(key, shape, len(targets)), strict=True):
+        for target, piece in zip(names, cut(key, shape, len(names)), strict=True):
             if target in pieces:
                 problems.append(f"{key}: holds {target}, which {pieces[target].key} holds too")
             pieces[target] = piece
@@ -92,8 +72,8 @@ def match(held: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> tuple[dict[
     return pieces, problems
 
 
-def _targets(key: str, wanted: Mapping[str, Shape]) -> Sequence[str]:
-    """The names of ours that a file's tensor holds, in their order along dimension 0; none when nothing fits."""
+def targets(key: str, wanted: Mapping[str, Shape]) -> Sequence[str]:
+    """Our names of what a file's tensor holds, in their order along dimension 0; none when nothing fits."""
     if key in wanted:
         return (key,)
     for pattern, new in SPELLINGS:
@@ -110,7 +90,8 @@ def _targets(key: str, wanted: Mapping[str, Shape]) -> Sequence[str]:
     return ()
 
 
-def _cut(key: str, shape: Shape, sets: int) -> list[Piece]:
+def cut(key: str, shape: Shape, sets: int) -> list[Piece]:
+    """A tensor's rows, dealt out evenly to the weight sets that it holds."""
     if sets == 1:
         return [Piece(key)]
     rows = shape[0] // sets if shape else 0

@@ -16,6 +16,7 @@ from serve_app.checkpoint.source import CheckpointSource, Layout, read_layout
 from serve_app.config import CheckpointSettings, read_config
 from serve_app.errors import ChorusError, ConfigError
 from serve_app.model.state import state_bytes_per_slot
+from serve_app.registry import located
 
 META: Final = torch.device("meta")
 SPARE_SHARE: Final = 0.1
@@ -100,7 +101,9 @@ def source_of(settings: CheckpointSettings) -> CheckpointSource:
 
     Raises:
         CheckpointError: as `CheckpointSource`.
+        ConfigError: a model that nobody knows, or that cannot be served.
     """
+    settings = located(settings)
     folder = None if settings.folder is None else Path(settings.folder)
     return CheckpointSource(folder=folder, repository=settings.repository, revision=settings.revision)
 

@@ -6,14 +6,14 @@ from typing import Final
 
 import torch
 
-from serve_app.checkpoint.duplex import default_sampling, load_duplex
+from serve_app.checkpoint.duplex import load_duplex
+from serve_app.checkpoint.generation import Generation, read_generation
 from serve_app.checkpoint.memory import device_memory
 from serve_app.checkpoint.plan import DTYPES, plan, source_of
 from serve_app.checkpoint.source import resolve
 from serve_app.config import CheckpointSettings, EngineSettings
 from serve_app.errors import ConfigError
 from serve_app.model.duplex import Duplex
-from serve_app.spec import Sampling
 
 CPU: Final = "cpu"
 
@@ -29,16 +29,16 @@ class Served:
         name: the last part of where it came from: a path is nobody's business.
         text_model: bytes of the SentencePiece model, for gateways.
         silent_tokens: text tokens that say nothing: end of padding and padding.
-        sampling: what it was published with.
         codebook_bits: bits of one code.
+        generation: what sessions get that ask for nothing.
     """
 
     duplex: Duplex
     name: str
     text_model: bytes
     silent_tokens: tuple[int, ...]
-    sampling: Sampling
     codebook_bits: int
+    generation: Generation
 
 
 def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Served:
@@ -54,11 +54,13 @@ def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Ser
     device = _device(settings.device)
     source = source_of(checkpoint)
     folder = resolve(source)
-    sampling = default_sampling(folder.layout)
+    generation = read_generation(folder.layout)
     dtype = DTYPES[settings.dtype]
     memory_bytes = device_memory(settings.device)
     if memory_bytes is not None:
-        plan(folder.layout, dtype, settings.context).require(settings.slots, memory_bytes)
+        plan(folder.layout, dtype, settings.context).require(
+            settings.state_rows, memory_bytes - settings.prompts.cache_bytes
+        )
     duplex = load_duplex(folder, device, dtype, settings.context)
     logger.info("loaded %s", source)
     config = duplex.lm.config
@@ -67,8 +69,8 @@ def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Ser
         name=source.name,
         text_model=folder.tokenizer.read_bytes(),
         silent_tokens=(config.existing_text_end_padding_id, config.existing_text_padding_id),
-        sampling=sampling,
         codebook_bits=(config.card - 1).bit_length(),
+        generation=generation,
     )
 
 

@@ -65,6 +65,7 @@ class Layout:
         config: all of config.json, or the published 7B where there is none.
         mimi_config_name, mimi_config: the codec's, or the published Mimi's.
         lm_name, mimi_name, tokenizer_name: files.
+        adapter_name: the file of LoRA weights, where ``lora`` is set.
         model_type: ``moshi``, ``hibiki``...
         generation: ``lm_gen_config``: the sampling that the model was published with.
     """
@@ -77,6 +78,7 @@ class Layout:
     lm_name: str
     mimi_name: str
     tokenizer_name: str
+    adapter_name: str | None
     model_type: str
     generation: Mapping[str, Any]
 
@@ -89,6 +91,7 @@ class Folder:
     lm_weights: Path
     mimi_weights: Path
     tokenizer: Path
+    adapter: Path | None = None
 
 
 def download(repository: str, name: str, revision: str) -> Path:
@@ -121,7 +124,7 @@ def read_layout(source: CheckpointSource, download: Download = download) -> Layo
 
 
 def resolve(source: CheckpointSource, download: Download = download) -> Folder:
-    """Bring every file that serving needs onto this machine: configurations, two files of weights, the tokenizer.
+    """Bring every file that serving needs onto this machine: configurations, weights, the tokenizer.
 
     Raises:
         CheckpointError: as `read_layout`; every missing file by name; weights that are not safetensors.
@@ -130,7 +133,8 @@ def resolve(source: CheckpointSource, download: Download = download) -> Folder:
     layout = _layout(str(source), locate)
     problems = _pickles(layout)
     found: dict[str, Path] = {}
-    for name in (layout.lm_name, layout.mimi_name, layout.tokenizer_name):
+    adapters = () if layout.adapter_name is None else (layout.adapter_name,)
+    for name in (layout.lm_name, layout.mimi_name, layout.tokenizer_name, *adapters):
         try:
             found[name] = locate(name)
         except FileNotFoundError:
@@ -142,6 +146,7 @@ def resolve(source: CheckpointSource, download: Download = download) -> Folder:
         lm_weights=found[layout.lm_name],
         mimi_weights=found[layout.mimi_name],
         tokenizer=found[layout.tokenizer_name],
+        adapter=None if layout.adapter_name is None else found[layout.adapter_name],
     )
 
 
@@ -207,6 +212,7 @@ def _layout(where: str, locate: Callable[[str], Path]) -> Layout:
         lm_name=_name(where, config, "moshi_name", published.LM_NAME),
         mimi_name=_name(where, config, "mimi_name", published.MIMI_NAME),
         tokenizer_name=_name(where, config, "tokenizer_name", published.TOKENIZER_NAME),
+        adapter_name=_adapter_name(where, config),
         model_type=_name(where, config, "model_type", "moshi"),
         generation=generation,
     )
@@ -231,11 +237,20 @@ def _name(where: str, config: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
+def _adapter_name(where: str, config: Mapping[str, Any]) -> str | None:
+    """The adapter's file; None where the base is served as it is."""
+    name = _name(where, config, "lora_name", "") or None
+    if bool(config.get("lora")) == (name is not None):
+        return name
+    said = f"lora: {config.get('lora')!r} with lora_name {name!r}"
+    raise CheckpointError(where, [f"{published.CONFIG_NAME}: {said}: give both or neither"])
+
+
 def _pickles(layout: Layout) -> list[str]:
     return [
         f"{name}: only safetensors is read ({', '.join(WEIGHT_SUFFIXES)}), never a pickle"
-        for name in (layout.lm_name, layout.mimi_name)
-        if not name.endswith(WEIGHT_SUFFIXES)
+        for name in (layout.lm_name, layout.mimi_name, layout.adapter_name)
+        if name is not None and not name.endswith(WEIGHT_SUFFIXES)
     ]
 
 

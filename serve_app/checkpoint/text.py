@@ -5,7 +5,7 @@ here bytes wait until the character is whole. Needs sentencepiece alone.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +102,20 @@ class TextStream:
             self._at_start = False
             return text.removeprefix(" ") if self._pieces.drops_first_space else text
         return text
+
+
+def tokeniser(model: bytes, where: str) -> Callable[[str], list[int]]:
+    """What turns text into the tokens of a SentencePiece model. The function may be called from any thread.
+
+    Raises:
+        CheckpointError: it is no such model; ``where`` names it.
+    """
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError as error:
+        raise CheckpointError(where, [f"no SentencePiece model: {error}"]) from error
+    return lambda text: [int(token) for token in processor.EncodeAsIds(text)]
 
 
 def _sound(processor: sentencepiece.SentencePieceProcessor, token: int) -> Sound:

@@ -9,17 +9,21 @@ import numpy.typing as npt
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TickBatch:
-    """The R rows of one tick; R is at least 1 and at most the runner's slots, no slot comes twice.
+    """The R sessions of one tick; R is at least 1 and at most the runner's slots, no slot comes twice.
 
     Attributes:
-        slots: ``int64[R]``, which slot each row is.
+        slots: ``int64[R]``, the slot of the runner's state that each session was opened with. What a guided session
+            owns besides is the runner's to know.
         steps: ``int64[R]``, absolute step of each row, 0 for the first frame after ``Runner.open``.
         pcm: ``float32[R, 1920]``, finite. Valid until ``run`` returns.
+        ended: ``bool[R]``, who hears the end of the input instead of a frame; None for nobody. Recordings end,
+            conversations do not.
     """
 
     slots: npt.NDArray[np.int64]
     steps: npt.NDArray[np.int64]
     pcm: npt.NDArray[np.float32]
+    ended: npt.NDArray[np.bool_] | None = None
 
     @property
     def rows(self) -> int:
@@ -38,6 +42,7 @@ class TickResult:
         codes: ``int16[R, K]``.
         finite: ``bool[R]``, false where any value that the row computed is NaN or infinite; ends that session.
         stage_ms: milliseconds by stage, for example encode, lm, depformer, decode.
+        heads: ``float32[R, H, C]``, what the extra heads say; None where the model has none.
     """
 
     pcm: npt.NDArray[np.float32]
@@ -46,3 +51,4 @@ class TickResult:
     codes: npt.NDArray[np.int16]
     finite: npt.NDArray[np.bool_]
     stage_ms: Mapping[str, float]
+    heads: npt.NDArray[np.float32] | None = None

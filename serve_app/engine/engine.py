@@ -18,12 +18,13 @@ from serve_app.engine.events import Sink, Stepped
 from serve_app.engine.herald import Herald
 from serve_app.engine.limits import Limits
 from serve_app.engine.observer import Observer, SilentObserver, TickReport
+from serve_app.engine.pace import PrimingPace
 from serve_app.engine.runner import Runner
 from serve_app.engine.seats import Seats
 from serve_app.engine.session import Frame, Session, checked_pcm
 from serve_app.engine.slots import Lease
 from serve_app.engine.stats import EngineStats
-from serve_app.errors import ChorusError, EngineLost, NotFinite, ParameterRefused, SessionFault
+from serve_app.errors import ChorusError, EngineLost, NotFinite, SessionFault
 from serve_app.spec import SessionSpec
 from serve_app.units import StepNumber
 
@@ -45,6 +46,7 @@ class Engine:
     Args:
         runner: the model.
         limits: every bound.
+        slots: conversations at once; None: as many as the runner has slots.
         clock: monotonic seconds; all times in events are on it.
         observer: told of ticks, ends and drops, on the engine thread.
     """
@@ -54,13 +56,15 @@ class Engine:
         runner: Runner,
         *,
         limits: Limits | None = None,
+        slots: int | None = None,
         clock: Callable[[], float],
         observer: Observer | None = None,
     ) -> None:
         self.runner = runner
         self.limits = limits if limits is not None else Limits()
         self.clock = clock
-        self._seats = Seats(runner.slots, self.limits, clock)
+        self._seats = Seats(slots if slots is not None else runner.slots, runner.slots, self.limits, clock)
+        self._pace = PrimingPace(self.limits.prime_share, self.limits.prime_alone_s, self.limits.prime_steps)
         self._herald = Herald(observer if observer is not None else SilentObserver())
         self._failed: list[Session] = []
         self._healthy = True
@@ -73,16 +77,18 @@ class Engine:
     def acquire(self, spec: SessionSpec) -> Lease:
         """Lease a slot; it must be opened within ``limits.unopened_s``.
 
-        Raises: EngineFull; EngineDraining; EngineLost when unhealthy; ParameterRefused for a session of several rows.
+        Raises: ParameterRefused for what the runner does not offer; EngineFull when there is no slot or too few rows;
+        EngineDraining; EngineLost when unhealthy.
         """
-        if spec.rows != 1:
-            raise ParameterRefused("rows", spec.rows, "sessions that own several rows are not built")
+        self.runner.check(spec)
         if not self._healthy:
             raise EngineLost
         return self._seats.acquire(spec)
 
     def open(self, lease: Lease, sink: Sink) -> None:
-        """Open the leased slot; the sink gets Opened once its rows are reset. Frames may be pushed at once.
+        """Open the leased slot; the sink gets Opened once its rows are reset and its prompt is through.
+
+        Frames may be pushed at once; those pushed into a prompt are dropped.
 
         Raises: StaleLease when the lease has expired, was closed or is open already.
         """
@@ -122,12 +128,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
-        return self._seats.stats(healthy=self._healthy)
+        return self._seats.stats(healthy=self._healthy, runner=self.runner.counters())
 
     # --- the engine thread --------------------------------------------------------------------------------------------
 
     def wait_for_work(self, timeout_s: float) -> bool:
-        """Wait until a frame, an opening or a closing is there, or ``wake``. Returns whether something is."""
+        """Wait until a frame, an opening, a prompt or a closing is there, or ``wake``. Returns whether something is."""
         return self._seats.wait_for_work(timeout_s)
 
     def wait_for_others(self, timeout_s: float) -> None:
@@ -139,7 +145,7 @@ class Engine:
         self._seats.wake()
 
     def tick(self) -> int:
-        """One turn: admit, gather, run, scatter, retire. Returns how many rows were stepped.
+        """One turn: admit, gather, run, scatter, prime, retire. Returns how many rows were stepped.
 
         One bad session never ends a tick. Raises nothing but what the clock raises.
         """
@@ -150,6 +156,7 @@ class Engine:
             result = self._run(rows)
             if result is not None:
                 self._scatter(rows, result, started_s)
+            self._prime()
             self._retire()
             return len(rows) if result is not None else 0
 
@@ -173,19 +180,51 @@ class Engine:
         """Reset the rows of whoever was opened, and say so before the run: nobody waits for other people's step."""
         for session in self._seats.openings():
             try:
-                self.runner.open(session.lease.slot, session.spec.sampling)
+                prompt_steps = self.runner.open(session.row, session.spec, session.twin)
             except Exception:
                 logger.exception("cannot open slot=%d", session.lease.slot)
                 self._fail(session, SessionFault("its slot could not be opened"))
                 continue
-            self._seats.live(session)
-            self._herald.opened(session)
+            if prompt_steps:
+                self._seats.primes(session)
+            else:
+                self._welcome(session)
         self._deliver()
 
+    def _welcome(self, session: Session) -> None:
+        """The session may converse."""
+        self._seats.live(session)
+        self._herald.opened(session)
+        self._report_drops(session)
+
+    def _prime(self) -> None:
+        """Feed the longest waiting prompt some more: a bounded share of every turn, after everybody was answered."""
+        session = self._seats.next_to_prime()
+        if session is None:
+            return
+        alone, steps, began_s = not self._seats.converses, self._pace.steps(), self.clock()
+        try:
+            primed = self.runner.prime(session.row, steps)
+        except Exception:
+            logger.exception("cannot prime slot=%d", session.lease.slot)
+            self._fail(session, SessionFault("its prompt could not be fed"))
+            return
+        spent_s = self.clock() - began_s
+        self._pace.primed(primed.steps, spent_s, alone=alone)
+        self._seats.count_primed(primed.steps, 1_000 * spent_s)
+        if not primed.finite:
+            self._fail(session, NotFinite("a value of its prompt is not finite"))
+        elif not primed.left_steps:
+            self._welcome(session)
+            self._deliver()
+
     def _gather(self) -> list[_Row]:
-        """Take one frame of every session that has one, and refuse those that cannot be stepped."""
+        """Take one frame of every session that has one, and refuse those that cannot be stepped.
+
+        Sorted, because rows whose slots follow one another read their state in place.
+        """
         rows = []
-        for session, frame in self._seats.take():
+        for session, frame in sorted(self._seats.take(), key=lambda taken: taken[0].row):
             try:
                 rows.append(_Row(session, frame, checked_pcm(frame.pcm)))
             except SessionFault as error:
@@ -201,7 +240,7 @@ class Engine:
         if not rows:
             return None
         batch = TickBatch(
-            slots=np.array([row.session.lease.slot for row in rows], np.int64),
+            slots=np.array([row.session.row for row in rows], np.int64),
             steps=np.array([row.session.step for row in rows], np.int64),
             pcm=np.stack([row.pcm for row in rows]),  # [R, 1920]
         )
@@ -264,7 +303,8 @@ class Engine:
         if self._broken:
             return False
         try:
-            self.runner.wipe(session.lease.slot)
+            for row in session.rows:
+                self.runner.wipe(row)
         except Exception:
             logger.exception("cannot wipe slot=%d", session.lease.slot)
             self._broken, self._healthy = True, False
@@ -290,6 +330,7 @@ class Engine:
 
     def _count_tick(self, rows: Sequence[_Row], stage_ms: Mapping[str, float], started_s: float) -> None:
         spent_s = self.clock() - started_s
+        self._pace.ticked(spent_s)
         waited_s = started_s - min(row.frame.ready_s for row in rows)
         report = TickReport(
             rows=len(rows),
@@ -301,6 +342,7 @@ class Engine:
 
 
 def _stepped(row: _Row, result: TickResult, index: int, started_s: float, done_s: float) -> Stepped:
+    wanted = row.session.spec.extra_heads
     return Stepped(
         lease=row.session.lease,
         number=row.frame.number,
@@ -311,4 +353,5 @@ def _stepped(row: _Row, result: TickResult, index: int, started_s: float, done_s
         ready_s=row.frame.ready_s,
         started_s=started_s,
         done_s=done_s,
+        heads=result.heads[index].copy() if wanted and result.heads is not None else None,  # [H, C]
     )

@@ -19,11 +19,12 @@ class DropCause(enum.Enum):
     LAG = "lag"  # more than the allowed lag was waiting
     ENDED = "ended"  # still waiting when the session ended
     FAULT = "fault"  # taken by the tick that failed
+    EARLY = "early"  # came before the prompt was through
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Opened:
-    """The slot is primed; frames are stepped from now on."""
+    """The slot is primed, its prompt is through; frames are stepped from now on."""
 
     lease: Lease
 
@@ -39,6 +40,7 @@ class Stepped:
         codes: ``int16[K]``, what the model says this step; owned by the receiver.
         pcm: ``float32[1920]``, owned by the receiver; None while the model's delay has not passed.
         ready_s, started_s, done_s: the engine's clock when the frame arrived, its tick began and its tick ended.
+        heads: ``float32[H, C]``, owned by the receiver, what the extra heads say; None unless the session asked.
     """
 
     lease: Lease
@@ -50,6 +52,7 @@ class Stepped:
     ready_s: float
     started_s: float
     done_s: float
+    heads: npt.NDArray[np.float32] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ class Limits:
         gap_s: a session whose frames are further apart than this had an underrun.
         overrun_s: a tick longer than this is an overrun.
         run_failures: consecutive failed runs after which the engine calls itself unhealthy.
+        prime_share: of a tick's time, what prompts may take in every turn while somebody converses.
+        prime_alone_s: what they may take in a turn while nobody does.
+        prime_steps: the fewest and the most steps of a prompt that are fed at once.
     """
 
     inbox_frames: int = 16
@@ -27,10 +30,15 @@ class Limits:
     gap_s: float = 2 * FRAME_S
     overrun_s: float = FRAME_S
     run_failures: int = 3
+    prime_share: float = 0.2
+    prime_alone_s: float = FRAME_S / 2
+    prime_steps: tuple[int, int] = (4, 256)
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep_frames <= self.inbox_frames:
             raise ValueError(f"keep_frames {self.keep_frames} must be from 1 to inbox_frames {self.inbox_frames}")
+        if not 1 <= self.prime_steps[0] <= self.prime_steps[1]:
+            raise ValueError(f"prime_steps {self.prime_steps} must be at least one and in order")
 
         for name in ("lag_s", "unopened_s", "gap_s", "overrun_s", "run_failures"):
             if getattr(self, name) <= 0:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 import numpy as np
 
 from serve_app.engine.batch import TickBatch, TickResult
-from serve_app.spec import Sampling
+from serve_app.spec import Offer, SessionSpec
 from serve_app.units import Slot
 
 PAD_TOKEN: Final = 3
@@ -27,20 +28,52 @@ class RunnerInfo:
     weights_bytes: int = 0
 
 
-class Runner(Protocol):
-    """Computes one tick. Every method is called on the engine thread.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Primed:
+    """Steps of a prompt that were fed just now, steps that are left, and whether the fed ones were finite."""
 
-    Any exception out of ``open`` or ``run`` ends the sessions concerned and the slots are wiped; an exception out of
-    ``wipe`` makes the engine unhealthy.
+    steps: int
+    left_steps: int
+    finite: bool = True
+
+
+class Runner(Protocol):
+    """Computes one tick. Every method is called on the engine thread, except where it says otherwise.
+
+    Any exception out of ``open``, ``prime`` or ``run`` ends the sessions concerned and the slots are wiped; an
+    exception out of ``wipe`` makes the engine unhealthy.
     """
 
     @property
     def slots(self) -> int:
-        """How many slots there is state for."""
+        """How many slots there is state for; a guided session takes two of them."""
         ...
 
-    def open(self, slot: Slot, sampling: Sampling) -> None:
-        """Reset the rows of a slot and set how they sample. Cheap: it happens between ticks."""
+    @property
+    def offer(self) -> Offer:
+        """What sessions may ask for. Any thread."""
+        ...
+
+    def check(self, spec: SessionSpec) -> None:
+        """Refuse what this runner cannot do, before anything is done for it. Any thread.
+
+        Raises: ParameterRefused.
+        """
+        ...
+
+    def open(self, slot: Slot, spec: SessionSpec, twin: Slot | None = None) -> int:
+        """Reset the slot and its twin and set what the session asked for. Cheap: it happens between ticks.
+
+        Args:
+            twin: the second slot of a guided session.
+
+        Returns:
+            Steps of the prompt that ``prime`` has to feed first; 0 when the session may converse at once.
+        """
+        ...
+
+    def prime(self, slot: Slot, steps: int) -> Primed:
+        """Feed at most so many steps of the slot's prompt at once, and wait for them."""
         ...
 
     def wipe(self, slot: Slot) -> None:
@@ -55,6 +88,10 @@ class Runner(Protocol):
         """What this runner is."""
         ...
 
+    def counters(self) -> Mapping[str, int]:
+        """What it has counted since it was made, for ``/info``. Any thread."""
+        ...
+
 
 class PassThroughRunner:
     """No model: every frame comes back as it went in, at once. Measures the path around the model."""
@@ -67,8 +104,22 @@ class PassThroughRunner:
         """How many slots there are."""
         return self._slots
 
-    def open(self, slot: Slot, sampling: Sampling) -> None:
+    @property
+    def offer(self) -> Offer:
+        """Nothing can be chosen."""
+        return Offer()
+
+    def check(self, spec: SessionSpec) -> None:
+        """Refuse everything that needs a model."""
+        self.offer.check(spec)
+
+    def open(self, slot: Slot, spec: SessionSpec, twin: Slot | None = None) -> int:
         """Nothing to reset."""
+        return 0
+
+    def prime(self, slot: Slot, steps: int) -> Primed:
+        """Nothing to feed."""
+        return Primed(0, 0)
 
     def wipe(self, slot: Slot) -> None:
         """Nothing to wipe."""
@@ -90,3 +141,7 @@ class PassThroughRunner:
     def describe(self) -> RunnerInfo:
         """No model, no state."""
         return RunnerInfo(model="pass-through", device="cpu", dtype="float32", state_bytes_per_slot=0, dep_q=0)
+
+    def counters(self) -> Mapping[str, int]:
+        """Nothing is counted."""
+        return {}

@@ -14,7 +14,7 @@ from typing import Any
 from serve_app.engine.events import DropCause, Sink
 from serve_app.engine.limits import Limits
 from serve_app.engine.session import Frame, Session
-from serve_app.engine.slots import Lease, SlotState, SlotTable
+from serve_app.engine.slots import Lease, RowTable, SlotState, SlotTable
 from serve_app.engine.stats import EngineStats, Tally
 from serve_app.errors import ChorusError, EngineDraining, StaleLease
 from serve_app.spec import SessionSpec
@@ -22,18 +22,20 @@ from serve_app.units import Slot
 
 
 class Seats:
-    """Slots, sessions, the mailbox and the counters."""
+    """Slots, rows, sessions, the mailbox and the counters."""
 
-    def __init__(self, slots: int, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, slots: int, rows: int, limits: Limits, clock: Callable[[], float]) -> None:
         self._limits = limits
         self._clock = clock
         self._changed = threading.Condition(threading.Lock())
         self._table = SlotTable(slots, unopened_s=limits.unopened_s)
+        self._rows = RowTable(rows)
         self._sessions: dict[Slot, Session] = {}
         self._ready: dict[Slot, Session] = {}  # live sessions with a frame waiting
         # The mailbox: a session enters each queue once at most, so the slots bound both.
         self._opening: collections.deque[Session] = collections.deque()
         self._closing: collections.deque[Session] = collections.deque()
+        self._priming: collections.deque[Session] = collections.deque()  # first come, first primed
         self._tally = Tally()
         self._draining = False
         self._woken = False
@@ -41,14 +43,16 @@ class Seats:
     # --- any thread ---------------------------------------------------------------------------------------------------
 
     def acquire(self, spec: SessionSpec) -> Lease:
-        """Lease a slot. Raises EngineFull, EngineDraining."""
+        """Lease a slot and the rows that the session needs. Raises EngineFull, EngineDraining."""
         with self._changed:
             if self._draining:
                 raise EngineDraining
             now_s = self._clock()
             self._expire(now_s)
+            if self._table.count(SlotState.FREE):
+                self._rows.require(spec.rows, self._table.slots)
             lease = self._table.acquire(now_s)
-            self._sessions[lease.slot] = Session(lease, spec)
+            self._sessions[lease.slot] = Session(lease, spec, self._rows.acquire(spec.rows))
             return lease
 
     def open(self, lease: Lease, sink: Sink) -> None:
@@ -90,6 +94,7 @@ class Seats:
                 self._forget(session)
                 return
             self._ready.pop(lease.slot, None)
+            self._stop_priming(session)
             self._closing.append(session)
             self._changed.notify_all()
 
@@ -110,8 +115,8 @@ class Seats:
             session = self._sessions.get(lease.slot)
             return session if session is not None and session.lease == lease else None
 
-    def stats(self, *, healthy: bool) -> EngineStats:
-        """A snapshot of the counters. The lock is held to copy and not to compute."""
+    def stats(self, *, healthy: bool, runner: Mapping[str, int]) -> EngineStats:
+        """A snapshot of the counters; ``runner`` are the runner's. The lock is held to copy and not to compute."""
         with self._changed:
             recent = self._tally.recent()
             counted = functools.partial(
@@ -120,6 +125,9 @@ class Seats:
                 free=self._table.count(SlotState.FREE),
                 leased=self._table.count(SlotState.LEASED),
                 live=self._table.count(SlotState.LIVE),
+                priming=len(self._priming),
+                rows=self._rows.rows,
+                rows_free=self._rows.free,
                 draining=self._draining,
                 healthy=healthy,
                 pending_frames=sum(session.pending for session in self._sessions.values()),
@@ -131,13 +139,15 @@ class Seats:
                 dropped_frames=dict(self._tally.dropped),
                 ended=dict(self._tally.ended),
                 expired=self._tally.expired,
+                primed_steps=self._tally.primed_steps,
+                runner=dict(runner),
             )
         return counted(stage_ms=recent.percentiles(), rows_per_tick=recent.rows_per_tick())
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     def wait_for_work(self, timeout_s: float) -> bool:
-        """Wait until a frame, an opening or a closing is there, or ``wake``. Returns whether something is."""
+        """Wait until a frame, an opening, a prompt or a closing is there, or ``wake``. Returns whether something is."""
         with self._changed:
             self._changed.wait_for(lambda: self._woken or self._work(), timeout_s)
             return self._work()
@@ -154,7 +164,7 @@ class Seats:
             self._changed.notify_all()
 
     def _work(self) -> bool:
-        return bool(self._ready or self._opening or self._closing)
+        return bool(self._ready or self._opening or self._closing or self._priming)
 
     def _complete(self) -> bool:
         return len(self._ready) >= self._table.count(SlotState.LIVE)
@@ -172,9 +182,29 @@ class Seats:
             self._opening.clear()
             return opening
 
-    def live(self, session: Session) -> None:
-        """The session's rows are reset: it may step."""
+    def primes(self, session: Session) -> None:
+        """The session's rows are reset: its prompt may be fed."""
         with self._changed:
+            if not session.closing:
+                self._priming.append(session)
+
+    def next_to_prime(self) -> Session | None:
+        """Whose prompt is to be fed now."""
+        with self._changed:
+            return self._priming[0] if self._priming else None
+
+    @property
+    def converses(self) -> bool:
+        """Whether anybody is live."""
+        with self._changed:
+            return self._table.count(SlotState.LIVE) > 0
+
+    def live(self, session: Session) -> None:
+        """The session's rows are ready: it may step. What it said into its prompt is dropped."""
+        with self._changed:
+            self._stop_priming(session)
+            if session.spec.prompt is not None:
+                session.discard(DropCause.EARLY)
             session.opened_s = self._clock()
             self._table.move(session.lease, SlotState.LIVE)
             if session.inbox and not session.closing:
@@ -209,6 +239,7 @@ class Seats:
                 return False
             session.error = error
             self._ready.pop(session.lease.slot, None)
+            self._stop_priming(session)
             self._table.move(session.lease, SlotState.FAILED)
             return True
 
@@ -227,6 +258,7 @@ class Seats:
             session.discard()
             if give_back:
                 self._table.move(session.lease, SlotState.FREE)
+                self._rows.release(session.rows)
             del self._sessions[session.lease.slot]
             self._tally.ended[session.end_reason] += 1
 
@@ -253,13 +285,23 @@ class Seats:
         with self._changed:
             self._tally.tick(rows, stage_ms, overrun=overrun)
 
+    def count_primed(self, steps: int, spent_ms: float) -> None:
+        """Count steps of a prompt that were fed in one turn."""
+        with self._changed:
+            self._tally.primed(steps, spent_ms)
+
     # --- under the lock -----------------------------------------------------------------------------------------------
 
     def _expire(self, now_s: float) -> None:
         for lease in self._table.expire(now_s):
-            del self._sessions[lease.slot]
+            self._rows.release(self._sessions.pop(lease.slot).rows)
             self._tally.expired += 1
 
     def _forget(self, session: Session) -> None:
         self._table.move(session.lease, SlotState.FREE)
+        self._rows.release(session.rows)
         del self._sessions[session.lease.slot]
+
+    def _stop_priming(self, session: Session) -> None:
+        if session in self._priming:
+            self._priming.remove(session)

@@ -11,7 +11,7 @@ from serve_app.engine.events import DropCause, Sink
 from serve_app.engine.slots import Lease
 from serve_app.errors import ChorusError, NotFinite, SessionFault
 from serve_app.spec import SessionSpec
-from serve_app.units import FRAME_SAMPLES
+from serve_app.units import FRAME_SAMPLES, Slot
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +26,14 @@ class Frame:
 class Session:
     """A leased slot's holder. Touched only under the engine's lock, except ``step`` and ``error`` (engine thread).
 
+    ``rows`` are the slots of the runner's state that it owns: its own, then its twin's under guidance.
     ``received == stepped + sum(dropped) + pending`` holds whenever the lock is free.
     """
 
-    def __init__(self, lease: Lease, spec: SessionSpec) -> None:
+    def __init__(self, lease: Lease, spec: SessionSpec, rows: tuple[Slot, ...]) -> None:
         self.lease = lease
         self.spec = spec
+        self.rows = rows
         self.opened_s: float | None = None
         self.sink: Sink | None = None
         self.inbox: collections.deque[Frame] = collections.deque()
@@ -91,11 +93,21 @@ class Session:
         self.in_flight -= 1
         self.drop(1, DropCause.FAULT)
 
-    def discard(self) -> int:
-        """Drop everything that still waits, because the session ends. Returns how many went."""
+    @property
+    def row(self) -> Slot:
+        """The slot of the runner's state that steps it."""
+        return self.rows[0]
+
+    @property
+    def twin(self) -> Slot | None:
+        """The second one, under guidance."""
+        return self.rows[1] if len(self.rows) > 1 else None
+
+    def discard(self, cause: DropCause = DropCause.ENDED) -> int:
+        """Drop everything that still waits. Returns how many went."""
         waiting = len(self.inbox)
         self.inbox.clear()
-        self.drop(waiting, DropCause.ENDED)
+        self.drop(waiting, cause)
         return waiting
 
     def drop(self, frames: int, cause: DropCause) -> None:

@@ -1,4 +1,4 @@
-"""Who sits where: the slot table and its transitions.
+"""Who sits where: the slot table with its transitions, and the rows of the batch behind it.
 
 Pure logic without a lock, a clock or a thread; the engine holds its lock around every call.
 """
@@ -18,7 +18,7 @@ class SlotState(enum.Enum):
 
     FREE = "free"
     LEASED = "leased"  # granted, nobody has opened it yet; expires
-    PRIMING = "priming"  # opened, its rows wait for the engine thread to reset them
+    PRIMING = "priming"  # opened, its rows wait for the engine thread to reset them and to feed them its prompt
     LIVE = "live"
     DRAINING = "draining"  # closed by its holder, given back at the end of the tick
     FAILED = "failed"  # ended by a fault, wiped before anybody gets it
@@ -106,3 +106,35 @@ class SlotTable:
     def count(self, state: SlotState) -> int:
         """How many slots are in this state."""
         return self._states.count(state)
+
+
+class RowTable:
+    """The rows of state that a runner has: a session owns one, or two under guidance.
+
+    Like slots, rows that came back first are given out first.
+    """
+
+    def __init__(self, rows: int) -> None:
+        """Args: rows: how many the runner has state for."""
+        self.rows = rows
+        self._free = collections.deque(range(rows))
+
+    @property
+    def free(self) -> int:
+        """How many nobody owns."""
+        return len(self._free)
+
+    def require(self, count: int, slots: int) -> None:
+        """Raises EngineFull when fewer than ``count`` are free; ``slots`` is what it tells of the engine."""
+        if count > len(self._free):
+            raise EngineFull(slots, count, len(self._free))
+
+    def acquire(self, count: int) -> tuple[Slot, ...]:
+        """Give out so many, which are there."""
+        assert count <= len(self._free), "require them first"
+        return tuple(Slot(self._free.popleft()) for _ in range(count))
+
+    def release(self, rows: tuple[Slot, ...]) -> None:
+        """Take them back."""
+        assert not set(rows) & set(self._free), f"rows {rows} are free already"
+        self._free.extend(rows)

@@ -22,7 +22,8 @@ class EngineStats:
     """A snapshot; every number is since the engine was made, except where it says otherwise.
 
     Attributes:
-        slots, free, leased, live: seats in all, free, granted but unopened, and live now.
+        slots, free, leased, live, priming: seats in all, free, granted but unopened, live now, and fed a prompt now.
+        rows, rows_free: rows of the batch in all and free; a guided session owns two.
         pending_frames: frames that wait now.
         ticks, steps: turns of the batch, and rows stepped in them.
         overruns: ticks longer than a frame.
@@ -34,12 +35,17 @@ class EngineStats:
         stage_ms: over the last ticks: "tick" the whole turn, "wait" the oldest frame's wait for its tick, and the
             runner's stages.
         rows_per_tick: mean over the last ticks.
+        primed_steps: steps of prompts that were fed.
+        runner: the runner's own counters.
     """
 
     slots: int
     free: int
     leased: int
     live: int
+    priming: int
+    rows: int
+    rows_free: int
     draining: bool
     healthy: bool
     pending_frames: int
@@ -53,6 +59,8 @@ class EngineStats:
     expired: int
     stage_ms: Mapping[str, Percentiles]
     rows_per_tick: float
+    primed_steps: int
+    runner: Mapping[str, int]
 
 
 class Ring:
@@ -106,6 +114,7 @@ class Tally:
         self.underruns = 0
         self.stale_frames = 0
         self.expired = 0
+        self.primed_steps = 0
         self.dropped: collections.Counter[str] = collections.Counter()
         self.ended: collections.Counter[str] = collections.Counter()
 
@@ -117,6 +126,11 @@ class Tally:
         self._rows.add(rows)
         for stage, spent_ms in stage_ms.items():
             self._stages.setdefault(stage, Ring(self._ring_ticks)).add(spent_ms)
+
+    def primed(self, steps: int, spent_ms: float) -> None:
+        """Count steps of a prompt that were fed in one turn."""
+        self.primed_steps += steps
+        self._stages.setdefault("prime", Ring(self._ring_ticks)).add(spent_ms)
 
     def recent(self) -> Recent:
         """The rings, copied."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from serve_app.errors import LinkError
 from serve_app.link.messages import (
     MAX_CODES,
+    MAX_HEADS,
     TOKEN_BYTES,
     Attach,
     Detach,
@@ -29,14 +30,15 @@ from serve_app.link.messages import (
 from serve_app.units import FRAME_SAMPLES
 
 MAGIC: Final = b"CHRS"
-MAX_MESSAGE_BYTES: Final = 16 * 1_024  # an Output with 256 codes is 8.3 kB
+MAX_MESSAGE_BYTES: Final = 16 * 1_024  # an Output with 256 codes and 1,024 values of extra heads is 12.4 kB
 MAX_TEXT_BYTES: Final = 1_024
+MAX_HEAD_VALUES: Final = 1_024
 
 _HEADER = struct.Struct("<IB")
 _HELLO = struct.Struct("<4sH")
 _KEY = struct.Struct("<HI")
 _NUMBER = struct.Struct("<q")
-_OUTPUT = struct.Struct("<qqidddHB")
+_OUTPUT = struct.Struct("<qqidddHBBB")
 _FRAMES = struct.Struct("<I")
 _TEXT = struct.Struct("<H")
 _PCM = np.dtype("<f4")
@@ -86,6 +88,9 @@ def _output_bytes(message: Output) -> bytes:
     codes = np.ascontiguousarray(message.codes, _CODES)
     if codes.ndim != 1 or codes.size > MAX_CODES:
         raise LinkError(f"codes of shape {list(codes.shape)}, want [K] with K up to {MAX_CODES}")
+    heads = message.heads if message.heads is not None else np.zeros((0, 0), np.float32)
+    if heads.ndim != 2 or max(heads.shape) > MAX_HEADS or heads.size > MAX_HEAD_VALUES:
+        raise LinkError(f"heads of shape {list(heads.shape)}, want [H, C] with {MAX_HEAD_VALUES} values at most")
     fixed = _OUTPUT.pack(
         message.number,
         message.step,
@@ -95,9 +100,11 @@ def _output_bytes(message: Output) -> bytes:
         message.done_s,
         codes.size,
         message.pcm is not None,
+        *heads.shape,
     )
     pcm = _pcm_bytes(message.pcm) if message.pcm is not None else b""
-    return b"".join((_KEY.pack(*message.key), fixed, codes.tobytes(), pcm))
+    said = np.ascontiguousarray(heads, _PCM).tobytes()
+    return b"".join((_KEY.pack(*message.key), fixed, codes.tobytes(), said, pcm))
 
 
 def _pcm_bytes(pcm: npt.NDArray[np.float32]) -> bytes:
@@ -160,9 +167,12 @@ def _version(reader: _Reader) -> int:
 
 def _output(reader: _Reader) -> Output:
     key = reader.key()
-    number, step, token, ready_s, started_s, done_s, codes, has_pcm = _OUTPUT.unpack(reader.raw(_OUTPUT.size))
-    if codes > MAX_CODES or has_pcm > 1:
+    fixed = reader.raw(_OUTPUT.size)
+    number, step, token, ready_s, started_s, done_s, codes, has_pcm, heads, classes = _OUTPUT.unpack(fixed)
+    if codes > MAX_CODES or has_pcm > 1 or heads * classes > MAX_HEAD_VALUES or bool(heads) != bool(classes):
         raise LinkError("an Output's counts are out of range")
+    spoken = np.frombuffer(reader.raw(codes * _CODES.itemsize), _CODES)
+    said = np.frombuffer(reader.raw(heads * classes * _PCM.itemsize), _PCM).reshape(heads, classes) if heads else None
     return Output(
         key=key,
         number=number,
@@ -171,7 +181,8 @@ def _output(reader: _Reader) -> Output:
         ready_s=ready_s,
         started_s=started_s,
         done_s=done_s,
-        codes=np.frombuffer(reader.raw(codes * _CODES.itemsize), _CODES),
+        codes=spoken,
+        heads=said,
         pcm=reader.pcm() if has_pcm else None,
     )
 

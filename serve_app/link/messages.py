@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from serve_app.errors import ChorusError, EngineDraining, EngineFull, EngineLost, NotFinite, SessionFault, StaleLease
 
-VERSION: Final = 1
+VERSION: Final = 2
 TOKEN_BYTES: Final = 16
 MAX_CODES: Final = 256
+MAX_HEADS: Final = 255
+"""Extra heads, and classes of one."""
 
 
 class Key(NamedTuple):
@@ -40,7 +42,7 @@ class _Compared:
 
     def _values(self) -> tuple[object, ...]:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return tuple(value.tobytes() if isinstance(value, np.ndarray) else value for value in values)
+        return tuple((value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value for value in values)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class Output(_Compared):
         ready_s, started_s, done_s: the engine's monotonic clock; only differences mean something elsewhere.
         codes: ``int16[K]``, K up to 256.
         pcm: ``float32[1920]``, or None while the model's delay has not passed.
+        heads: ``float32[H, C]``, what the extra heads say; None unless the session asked. Up to 1,024 values.
     """
 
     key: Key
@@ -114,6 +117,7 @@ class Output(_Compared):
     done_s: float
     codes: npt.NDArray[np.int16]
     pcm: npt.NDArray[np.float32] | None
+    heads: npt.NDArray[np.float32] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from serve_app.model.embedding import UNGENERATED_TOKEN
+from serve_app.model.embedding import UNGENERATED_TOKEN, ZERO_TOKEN
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.state import Rows, commit
 
@@ -35,6 +35,7 @@ class Delays(nn.Module):
 
     lags: Tensor
     initial: Tensor
+    shift: Tensor
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -44,6 +45,8 @@ class Delays(nn.Module):
         # Explicitly on the host: a model built on the meta device for loading must keep its constants.
         initial = [config.text_card] + [config.card] * config.n_q
         self.register_buffer("lags", torch.tensor(config.delays, device="cpu"), persistent=False)
+        shift = [1] * self.own + list(config.delays[self.own :])  # steps from when a token comes to when it is read
+        self.register_buffer("shift", torch.tensor(shift, device="cpu"), persistent=False)
         self.register_buffer("initial", torch.tensor(initial, device="cpu"), persistent=False)
 
     def init_state(self, slots: int, device: torch.device) -> TokenCache:
@@ -86,3 +89,39 @@ class Delays(nn.Module):
         frame = tokens[:, : self.own].gather(2, aligned[..., None])[..., 0]
         complete = (offset[:, 0] > self.max_delay) & rows.exec_mask
         return torch.where(complete[:, None], frame, UNGENERATED_TOKEN), complete
+
+    def lay(self, frames: Tensor) -> Tensor:
+        """Frames of a prompt as steps: ``int64[R, streams, T]`` in and out.
+
+        Args:
+            frames: text, own codes and the user's codes of T moments, each moment's side by side.
+
+        Returns:
+            What is said and heard at T steps; what a delayed codebook would say after the last is not said.
+        """
+        steps = frames.shape[2]
+        laid = torch.full_like(frames, ZERO_TOKEN)
+        for stream, lag in enumerate(self.lags.tolist()):
+            own_lag = lag if stream < self.own else 0  # the user's codes are delayed when they are heard
+            laid[:, stream, own_lag:] = frames[:, stream, : max(steps - own_lag, 0)]
+        return laid
+
+    def recite(self, tokens: Tensor, state: TokenCache, rows: Rows) -> Tensor:
+        """The inputs of T steps whose every token is given, ``int64[R, streams, T]`` in and out; writes nothing."""
+        step = torch.arange(tokens.shape[2], device=tokens.device)
+        now = state.offset.index_select(0, rows.slots)[:, None, None] + step  # [R, 1, T]
+        before = step - self.shift[:, None]  # [streams, T], the step whose token is read, counted from the first
+        given = tokens.gather(2, before.clamp(min=0).expand(len(tokens), -1, -1))
+        held = state.tokens.index_select(0, rows.slots).gather(2, (now % self.width).expand_as(tokens))
+        return torch.where(now <= self.lags[:, None], self.initial[:, None], torch.where(before >= 0, given, held))
+
+    def skip(self, tokens: Tensor, state: TokenCache, rows: Rows) -> None:
+        """Store what was said and heard at T given steps, and count them."""
+        steps = tokens.shape[2]
+        offset = state.offset.index_select(0, rows.slots)
+        last = min(steps, self.width)  # a position is written once, so that it matters not in which order
+        now = offset[:, None, None] + torch.arange(steps - last, steps, device=tokens.device)
+        target = (now + self.shift[:, None]) % self.width  # [R, streams, last]
+        cache = state.tokens.index_select(0, rows.slots)
+        commit(state.tokens, rows, cache.scatter(2, target, tokens[..., steps - last :]))
+        commit(state.offset, rows, offset + steps)

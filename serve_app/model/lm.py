@@ -3,18 +3,22 @@
 One step of one row: `think` (stream embeddings, main transformer, text token), `speak` (the Depformer, codebook by
 codebook) and `advance` (the delayed-streams cache). Parameter names are those of Kyutai's checkpoints.
 
-Seams: given tokens stand in for sampled ones per row and codebook; a session under guidance will own two rows.
+Seams: given tokens stand in for sampled ones per row and codebook; a session under guidance owns two rows of state, and
+the second one, its twin, runs behind the rows of the tick (see `guidance`); `prime` makes many given steps at once.
 """
 
 import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from serve_app.errors import ShapeError
+from serve_app.errors import ParameterRefused, ShapeError
+from serve_app.model.conditioning import Choices, Conditioning, Conditions, Fused, dropped
 from serve_app.model.delays import Delays, TokenCache
 from serve_app.model.depformer import Depformer
 from serve_app.model.embedding import UNGENERATED_TOKEN, Embedding
+from serve_app.model.guidance import Guidance
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.norm import make_norm
 from serve_app.model.sampling import (
@@ -26,7 +30,8 @@ from serve_app.model.sampling import (
     exponential_noise,
     noise_keys,
 )
-from serve_app.model.state import Rows
+from serve_app.model.state import Rows, Twins
+from serve_app.model.text_bias import Silence, TextBias
 from serve_app.model.transformer import Transformer, TransformerState
 
 __all__ = ["LM", "Given", "LMConfig", "LMState", "Said", "Spoken", "Thought"]
@@ -34,10 +39,13 @@ __all__ = ["LM", "Given", "LMConfig", "LMState", "Said", "Spoken", "Thought"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LMState:
-    """Streaming state of the LM for all slots."""
+    """Streaming state of the LM for all slots; ``conditions`` is None where the model adds none to its input."""
 
     cache: TokenCache
     sampling: SamplingParams
+    bias: TextBias
+    guidance: Guidance
+    conditions: Conditions | None
     transformer: TransformerState
 
 
@@ -64,7 +72,13 @@ class Given:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Thought:
-    """What the main transformer made: ``hidden [R, dim]``, ``text_logits fp32[R, text_card_out]``, ``text [R]``."""
+    """What the main transformer made.
+
+    Attributes:
+        hidden: ``[R + N, dim]``, of the R rows and of the N twins behind them.
+        text_logits: ``fp32[R, text_card_out]``, guidance in them.
+        text: ``int64[R]``.
+    """
 
     hidden: Tensor
     text_logits: Tensor
@@ -103,28 +117,65 @@ class LM(nn.Module):
         super().__init__()
         self.config = c = config
         self.delays = Delays(c)
+        self.silence = Silence(c.existing_text_padding_id, (c.existing_text_end_padding_id, c.text_card))
         self.emb = nn.ModuleList(Embedding(c.card + 1, c.dim, norm=c.norm_emb) for _ in range(c.n_q))
-        self.text_emb = Embedding(c.text_card + 1, c.dim, norm=c.norm_emb)
+        self.text_emb = Embedding(c.text_card + 1, c.dim, norm=c.norm_emb, demux=c.demux_second_text_stream)
         self.transformer = Transformer(c.main)
         self.out_norm = make_norm(c.norm, c.dim)
         self.text_linear = nn.Linear(c.dim, c.text_card_out, bias=c.bias_proj)
         inputs = c.weight_sets if c.depformer_multi_linear else 1
         self.depformer_in = nn.ModuleList(nn.Linear(c.dim, c.depformer_dim, bias=False) for _ in range(inputs))
-        self.depformer_emb = nn.ModuleList(self._depth_embedding(c.card + 1) for _ in range(c.dep_q - 1))
-        self.depformer_text_emb = self._depth_embedding(c.text_card + 1)
-        self.depformer = Depformer(c)
-        self.depformer_norms = nn.ModuleList(
-            make_norm(c.depformer_norm, c.depformer_dim) if c.depformer_norm else nn.Identity() for _ in range(c.dep_q)
-        )
+        self.depformer: Depformer | None = None
+        if c.dep_q:
+            self.depformer_emb = nn.ModuleList(self._depth_embedding(c.card + 1) for _ in range(c.dep_q - 1))
+            self.depformer_text_emb = self._depth_embedding(c.text_card + 1, demux=c.demux_second_text_stream)
+            self.depformer = Depformer(c)
+            self.depformer_norms = nn.ModuleList(
+                make_norm(c.depformer_norm, c.depformer_dim) if c.depformer_norm else nn.Identity()
+                for _ in range(c.dep_q)
+            )
         self.linears = nn.ModuleList(nn.Linear(c.depformer_dim, c.card, bias=c.bias_proj) for _ in range(c.dep_q))
+        self.extra_heads = nn.ModuleList(
+            nn.Linear(c.dim, c.extra_heads_dim, bias=False) for _ in range(c.extra_heads_num_heads)
+        )
+        self.condition_provider = Conditioning(c.conditioners, c.fuser, c.dim) if c.conditioners else None
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> LMState:
         """Empty state for ``slots`` slots and a scratch row; keys and values in ``dtype``. Greedy until told."""
         return LMState(
             self.delays.init_state(slots, device),
             SamplingParams.empty(slots, device),
+            TextBias.empty(slots, device),
+            Guidance.empty(slots, device),
+            Conditions.empty(slots, self.config.dim, device, dtype) if self.config.fuser.sum else None,
             self.transformer.init_state(slots, device, dtype),
         )
+
+    @torch.no_grad()
+    def set_conditions(
+        self, state: LMState, slot: int, choices: Choices, *, twin: int | None = None, against: Choices | None = None
+    ) -> None:
+        """Make a session's conditions those of its slot, whatever the slot had. Host side, between ticks.
+
+        A model with conditions needs this for every session that opens, with nothing chosen too: to the model that is
+        a condition as well.
+
+        Args:
+            choices: by name; what is not named is not chosen.
+            twin: the slot of the session's twin, under guidance.
+            against: what the twin is conditioned on; None is the same with nothing chosen.
+
+        Raises:
+            ParameterRefused: an unknown name or value, or vectors that do not fit. Nothing is written then.
+        """
+        pairs = [(slot, choices)]
+        if twin is not None:
+            pairs.append((twin, dropped(choices) if against is None else against))
+        for target, fused in [(target, self._fuse(chosen)) for target, chosen in pairs]:
+            if state.conditions is not None and fused.sum is not None:
+                state.conditions.sum[target] = fused.sum.to(state.conditions.sum.dtype)
+            if fused.cross is not None:
+                self.transformer.remember(fused.cross.to(self.text_linear.weight.dtype), state.transformer, target)
 
     def step(
         self, user: Tensor, state: LMState, rows: Rows, given: Given | None = None, *, whole: Whole = True
@@ -150,34 +201,42 @@ class LM(nn.Module):
         if user.ndim != 2 or user.shape[1] < self.config.user_q:
             raise ShapeError("user codes", user.shape, f"[rows, {self.config.user_q}]")
         tokens = self.delays.hear(user[:, : self.config.user_q], state.cache, rows)
-        hidden = self.out_norm(self.transformer.step(self._embed(tokens), state.transformer, rows))[:, 0]
-        logits = self.text_linear(hidden).float()
+        hidden = self._run(tokens[..., None], state, rows)[:, 0]
+        logits = state.guidance.steer(self.text_linear(hidden), rows, text=True).float()
         keys = self._keys(state.sampling.text_seed, state, rows, TEXT_STREAM, 1)[:, 0]
+        bias = state.bias
         text = draw(
-            logits,
+            bias.penalise(logits, rows, self.silence),
             state.sampling.text_temperature.index_select(0, rows.slots),
             state.sampling.text_top_k.index_select(0, rows.slots),
             keys,
             exponential_noise(keys, min(TOP_K_WIDTH, logits.shape[-1])),
             whole=whole,
+            raised=(self.silence.padding, bias.pad_mult.index_select(0, rows.slots)),
         )
-        return Thought(hidden, logits, torch.where(given == UNGENERATED_TOKEN, text, given))
+        text = torch.where(given == UNGENERATED_TOKEN, text, given)
+        bias.remember(text, rows, self.silence, self.config.text_card_out)
+        return Thought(hidden, logits, text)
 
     def speak(self, thought: Thought, state: LMState, rows: Rows, given: Tensor, *, whole: Whole = True) -> Spoken:
         """Say one code after another, each from the hidden state and the token before it."""
         c = self.config
+        if self.depformer is None:
+            return Spoken(given, thought.text_logits.new_zeros(*given.shape, c.card))
         temperature = state.sampling.audio_temperature.index_select(0, rows.slots)
         top_k = state.sampling.audio_top_k.index_select(0, rows.slots)
         keys = self._keys(state.sampling.audio_seed, state, rows, TEXT_STREAM + 1, c.dep_q)  # [R, dep_q]
         noise = exponential_noise(keys, min(TOP_K_WIDTH, c.card))  # [R, dep_q, width]
-        inputs = [linear(thought.hidden[:, None]) for linear in self.depformer_in]  # [R, 1, depformer_dim] each
+        inputs = [linear(thought.hidden[:, None]) for linear in self.depformer_in]  # [R + N, 1, depformer_dim] each
         past = self.depformer.begin(thought.hidden)
         token, codes, all_logits = thought.text, [], []
         for index in range(c.dep_q):
             embedding = self.depformer_text_emb if index == 0 else self.depformer_emb[index - 1]
             source = inputs[c.depformer_weights_per_step_schedule[index] if c.depformer_multi_linear else 0]
-            x = self.depformer.step(source + embedding(token[:, None]), past, index)
-            logits = self.linears[index](self.depformer_norms[index](x))[:, 0].float()  # [R, card]
+            heard = _with_twins(token, rows.twins)
+            x = self.depformer.step(source + embedding(heard[:, None]), past, index)  # [R + N, 1, depformer_dim]
+            logits = self.linears[index](self.depformer_norms[index](x))[:, 0]
+            logits = state.guidance.steer(logits, rows, text=False).float()  # [R, card]
             code = draw(logits, temperature, top_k, keys[:, index], noise[:, index], whole=whole)
             token = torch.where(given[:, index] == UNGENERATED_TOKEN, code, given[:, index])
             codes.append(token)
@@ -190,12 +249,73 @@ class LM(nn.Module):
         frame, complete = self.delays.say(text, codes, state.cache, rows)
         return Said(step, frame[:, 0], frame[:, 1:], complete)
 
+    def prime(self, tokens: Tensor, state: LMState, rows: Rows) -> Tensor:
+        """Make T steps at once whose every token is given: the state is what T steps with `Given` would leave.
+
+        Args:
+            tokens: ``int64[R, streams, T]``: text and own codes as said at each step, delays in them already (see
+                `Delays.lay`), then the user's codes as heard. T may not exceed the context.
+
+        Returns:
+            ``bool[R]``, whether everything that was computed for the row is finite; true where it does not execute.
+
+        Raises:
+            ShapeError: other streams, or more steps than the context.
+        """
+        c = self.config
+        if tokens.ndim != 3 or tokens.shape[1] != c.streams or not 0 < tokens.shape[2] <= c.context:
+            raise ShapeError("primed tokens", tokens.shape, f"[rows, {c.streams}, 1 to {c.context}]")
+        hidden = self._run(self.delays.recite(tokens, state.cache, rows), state, rows, one_by_one=True)
+        for text in tokens[:, 0].unbind(1):
+            state.bias.remember(text, rows, self.silence, c.text_card_out)
+        self.delays.skip(tokens, state.cache, rows)
+        finite = (hidden * 0).sum(dim=(1, 2)) == 0  # [R + N]
+        both = finite if rows.twins is None else finite[: len(tokens)] & finite.index_select(0, rows.twins.null)
+        return both | ~rows.exec_mask
+
+    def heads(self, thought: Thought, rows: Rows) -> Tensor:
+        """What the extra heads say at this very step, no delay in it: ``fp32[R, heads, classes]``, sums of 1."""
+        hidden = thought.hidden[: rows.slots.shape[0]]
+        said = [F.softmax(head(hidden), dim=-1).float() for head in self.extra_heads]
+        return torch.stack(said, dim=1) if said else hidden.new_zeros((len(hidden), 0, 0), dtype=torch.float32)
+
+    def end_of_input(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
+        """The user's codes that tell a translating model that nobody speaks any more, ``int64[R, user_q]``; heard once.
+
+        Source: Hibiki's inference in moshi 0.2.13: one frame whose every code is the one past the codebook.
+        """
+        return torch.full((rows, self.config.user_q), self.config.card, device=device, dtype=torch.int64)
+
+    def _run(self, tokens: Tensor, state: LMState, rows: Rows, *, one_by_one: bool = False) -> Tensor:
+        """The main transformer over ``int64[R, streams, T]``, twins behind the rows: ``[R + N, T, dim]``."""
+        if rows.twins is not None:
+            offset = state.cache.offset.index_select(0, rows.slots)
+            tokens = torch.cat([tokens, state.guidance.twin_tokens(tokens, offset, self.delays.lags, rows)])
+        every = rows.with_twins()
+        x = self._embed(tokens)
+        if state.conditions is not None:
+            x = x + state.conditions.sum.index_select(0, every.slots).to(x.dtype)
+        return self.out_norm(  # type: ignore[no-any-return]
+            self.transformer.step(x, state.transformer, every, one_by_one=one_by_one)
+        )
+
     def _embed(self, tokens: Tensor) -> Tensor:
-        """Sum of the stream embeddings, ``[R, 1, dim]``. The order is the reference's: sums round."""
+        """Sum of the stream embeddings, ``[R, streams, T]`` to ``[R, T, dim]``. The reference's order: sums round."""
         x = self.emb[0](tokens[:, 1])
         for index in range(1, self.config.n_q):
             x = x + self.emb[index](tokens[:, index + 1])
-        return (x + self.text_emb(tokens[:, 0]))[:, None]  # type: ignore[no-any-return]
+        return x + self.text_emb(tokens[:, 0])  # type: ignore[no-any-return]
+
+    def _fuse(self, choices: Choices) -> Fused:
+        if self.condition_provider is None:
+            if choices:
+                raise ParameterRefused(f"condition.{next(iter(choices))}", "", "this model has no conditions")
+            return Fused(None, None)
+        fused = self.condition_provider.fuse(choices)
+        if fused.cross is not None and len(fused.cross) > self.config.cross_steps:
+            name = f"condition.{self.config.fuser.cross[0]}"
+            raise ParameterRefused(name, f"{len(fused.cross)} vectors", f"more than {self.config.cross_steps}")
+        return fused
 
     def _keys(self, seed: Tensor, state: LMState, rows: Rows, first: int, count: int) -> Tensor:
         """Noise keys ``int64[R, count]`` of this step for the streams from ``first``."""
@@ -203,6 +323,11 @@ class LM(nn.Module):
         streams = torch.arange(first, first + count, device=step.device)
         return noise_keys(seed.index_select(0, rows.slots), step, streams)
 
-    def _depth_embedding(self, rows: int) -> Embedding:
+    def _depth_embedding(self, rows: int, *, demux: bool = False) -> Embedding:
         c = self.config
-        return Embedding(rows, c.depformer_dim, norm=c.norm_emb, rank=c.depformer_low_rank_embeddings)
+        return Embedding(rows, c.depformer_dim, norm=c.norm_emb, rank=c.depformer_low_rank_embeddings, demux=demux)
+
+
+def _with_twins(tokens: Tensor, twins: Twins | None) -> Tensor:
+    """``int64[R]`` to ``int64[R + N]``: twins say what their rows say."""
+    return tokens if twins is None else torch.cat([tokens, tokens.index_select(0, twins.of)])

@@ -8,6 +8,15 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from serve_app.errors import CheckpointError, NotBuilt
+from serve_app.model.condition_config import (
+    NOTHING_FUSED,
+    TENSOR_STEPS,
+    ConditionerConfig,
+    FuserConfig,
+    read_conditioners,
+    read_fuser,
+)
+from serve_app.model.config_reader import ConfigReader
 from serve_app.model.norm import NORM_NAMES, NormName
 from serve_app.model.transformer import (
     ACTIVATION_NAMES,
@@ -20,7 +29,8 @@ from serve_app.model.transformer import (
 FOLDER_KEYS: Final = frozenset(
     {
         *("moshi_name", "mimi_name", "tokenizer_name", "mimi_config_name", "model_type", "model_id"),
-        *("lm_gen_config", "tts_config", "stt_config", "lora_rank", "lora_scaling", "extra_heads_dim"),
+        *("lm_gen_config", "tts_config", "stt_config"),
+        *("lora", "lora_name", "lora_rank", "lora_scaling", "quantize"),  # how weights are stored, not their shape
         *("gradient_checkpointing", "betas"),
         *("depformer_causal", "depformer_context", "depformer_betas"),  # the reference overrides or ignores these
     }
@@ -28,16 +38,7 @@ FOLDER_KEYS: Final = frozenset(
 """Keys of config.json that do not shape the LM."""
 
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "conditioners": (None, {}),
-    "fuser": (None,),
-    "cross_attention": (None, False),
     "depformer_cross_attention": (None, False),
-    "demux_second_stream": (None, False),
-    "demux_second_text_stream": (None, False),
-    "extra_heads_num_heads": (None, 0),
-    "lora": (None, False),
-    "lora_name": (None, ""),
-    "quantize": (None, False),
     "causal": (True,),
     "skip_self_attn": (None, False),
     "positional_scale": (1, 1.0),
@@ -53,7 +54,7 @@ class LMConfig:
 
     Attributes:
         n_q: audio codebooks that the model hears: its own ``dep_q``, then the user's.
-        dep_q: audio codebooks that the Depformer predicts.
+        dep_q: audio codebooks that the Depformer predicts; 0 for a model that only writes, and has no Depformer.
         card: entries of an audio codebook; embeddings have one row more, for the initial token.
         text_card, text_card_out: text tokens that may come in and go out.
         delays: lag in steps of text, then of every codebook.
@@ -61,6 +62,10 @@ class LMConfig:
         depformer_dim_feedforward: one per weight set.
         depformer_weights_per_step_schedule: the weight set of each codebook; the identity where there is none.
         depformer_low_rank_embeddings: rank of the Depformer's embeddings, None for full rank.
+        conditioners, fuser: what a session may choose about the model, and where it goes.
+        cross_attention: whether every layer attends to the conditions that `fuser` names for it.
+        demux_second_text_stream: whether a text token may hold two: ``(second + 1) * (text_card + 1) + first``.
+        extra_heads_num_heads, extra_heads_dim: heads beside text, each a distribution over so many classes.
     """
 
     dim: int
@@ -97,6 +102,12 @@ class LMConfig:
     depformer_gating: ActivationName = "silu"
     depformer_kv_repeat: int = 1
     depformer_layer_scale: bool = False
+    conditioners: tuple[ConditionerConfig, ...] = ()
+    fuser: FuserConfig = NOTHING_FUSED
+    cross_attention: bool = False
+    demux_second_text_stream: bool = False
+    extra_heads_num_heads: int = 0
+    extra_heads_dim: int = 6
 
     @property
     def streams(self) -> int:
@@ -120,7 +131,13 @@ class LMConfig:
     @property
     def weight_sets(self) -> int:
         """Weight sets of the Depformer's attention and gating."""
-        return max(self.depformer_weights_per_step_schedule) + 1
+        return max(self.depformer_weights_per_step_schedule, default=-1) + 1
+
+    @property
+    def cross_steps(self) -> int:
+        """The most steps of cross-attention that a session's conditions take; 0 without cross-attention."""
+        kinds = {conditioner.name: conditioner.kind for conditioner in self.conditioners}
+        return sum(TENSOR_STEPS if kinds[name] == "tensor" else 1 for name in self.fuser.cross)
 
     @property
     def main(self) -> TransformerConfig:
@@ -137,6 +154,7 @@ class LMConfig:
             gating=self.gating,
             kv_repeat=self.kv_repeat,
             layer_scale=self.layer_scale,
+            cross_steps=self.cross_steps,
         )
 
     def with_context(self, context: int) -> Self:
@@ -156,7 +174,7 @@ class LMConfig:
             CheckpointError: unknown or missing keys, values of a wrong type, sizes that do not fit each other.
         """
         _refuse_unbuilt(config, where)
-        reader = _Reader(config)
+        reader = ConfigReader(config, FOLDER_KEYS | set(_NEUTRAL))
         values = _read(reader)
         problems = reader.problems + reader.unknown()
         if not problems:
@@ -166,82 +184,46 @@ class LMConfig:
         return cls(**values)
 
 
-class _Reader:
-    """Typed reading of a JSON object; remembers what was asked for and every problem."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.known: set[str] = set(FOLDER_KEYS) | set(_NEUTRAL)
-        self.problems: list[str] = []
-
-    def has(self, key: str) -> bool:
-        self.known.add(key)
-        return self.config.get(key) is not None
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            return int(self._wrong(key, value, "a non-negative integer", 0))
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            return float(self._wrong(key, value, "a positive number", 1.0))
-        return float(value)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self._get(key, default)
-        return value if isinstance(value, bool) else bool(self._wrong(key, value, "true or false", False))
-
-    def name(self, key: str, names: frozenset[str], default: str) -> Any:
-        value = self._get(key, default)
-        if value not in names:
-            return self._wrong(key, value, f"one of {', '.join(sorted(names))}", default)
-        return value
-
-    def integers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        value = self._get(key, list(default))
-        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            self._wrong(key, value, "a list of non-negative integers", None)
-            return default
-        return tuple(value)
-
-    def unknown(self) -> list[str]:
-        return [f"{key}: unknown key" for key in sorted(set(self.config) - self.known)]
-
-    def _get(self, key: str, default: Any) -> Any:
-        self.known.add(key)
-        value = self.config.get(key)
-        return default if value is None else value
-
-    def _wrong(self, key: str, value: Any, want: str, instead: Any) -> Any:
-        said = "missing" if value is None else f"got {str(value)[:60]!r}"
-        self.problems.append(f"{key}: {said}, want {want}")
-        return instead
-
-
 def _refuse_unbuilt(config: Mapping[str, Any], where: str) -> None:
+    no_depth = config.get("dep_q") == 0
     problems = [
         f"{key}: {str(config[key])[:60]!r} needs a feature that is not built"
         for key, neutral in _NEUTRAL.items()
-        if key in config and config[key] not in neutral
+        if key in config and config[key] not in neutral and not (no_depth and key == "depformer_weights_per_step")
     ]
-    if config.get("dep_q") == 0:
-        problems.append("dep_q: a model without a Depformer (0) is not built")
-    if not config.get("depformer_weights_per_step") and "depformer_weights_per_step" not in config:
+    if isinstance(config.get("fuser"), Mapping) and config["fuser"].get("prepend"):
+        problems.append("fuser.prepend: conditions before the first step are not built")
+    if not no_depth and "depformer_weights_per_step" not in config:
         problems.append("depformer_weights_per_step: a Depformer without weights per step is not built")
     if problems:
         raise NotBuilt(where, problems)
 
 
-def _read(reader: _Reader) -> dict[str, Any]:
+def _read(reader: ConfigReader) -> dict[str, Any]:
     """Every field of `LMConfig`; defaults are the reference's."""
     main = _read_main(reader)
-    return main | _read_depformer(reader, main)
+    return main | _read_depformer(reader, main) | _read_conditions(reader, main["dim"])
 
 
-def _read_main(reader: _Reader) -> dict[str, Any]:
+def _read_conditions(reader: ConfigReader, dim: int) -> dict[str, Any]:
+    reader.known |= {"conditioners", "fuser"}
+    conditioners, problems = read_conditioners(reader.config.get("conditioners"), dim)
+    reader.problems += problems
+    fuser, problems = read_fuser(reader.config.get("fuser"), conditioners)
+    reader.problems += problems
+    # The reference's older name of the key wins where both are there.
+    demux = ("demux_second_stream", "demux_second_text_stream")
+    return {
+        "conditioners": conditioners,
+        "fuser": fuser,
+        "cross_attention": reader.flag("cross_attention"),
+        "demux_second_text_stream": reader.flag(demux[0]) if reader.has(demux[0]) else reader.flag(demux[1]),
+        "extra_heads_num_heads": reader.integer("extra_heads_num_heads", 0),
+        "extra_heads_dim": reader.integer("extra_heads_dim", 6),
+    }
+
+
+def _read_main(reader: ConfigReader) -> dict[str, Any]:
     n_q, text_card = reader.integer("n_q", 8), reader.integer("text_card", 32_000)
     return {
         "dim": reader.integer("dim", 128),
@@ -268,10 +250,10 @@ def _read_main(reader: _Reader) -> dict[str, Any]:
     }
 
 
-def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
+def _read_depformer(reader: ConfigReader, main: Mapping[str, Any]) -> dict[str, Any]:
     dim = reader.integer("depformer_dim", 256)
     schedule = reader.integers("depformer_weights_per_step_schedule", tuple(range(main["dep_q"])))
-    sets = max(schedule, default=0) + 1
+    sets = max(schedule, default=-1) + 1
     feedforward = reader.config.get("depformer_dim_feedforward")
     if isinstance(feedforward, list):
         widths = reader.integers("depformer_dim_feedforward", ())
@@ -281,7 +263,7 @@ def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
     own_scale = "depformer_layer_scale" in reader.config
     return {
         "depformer_dim": dim,
-        "depformer_num_heads": reader.integer("depformer_num_heads"),
+        "depformer_num_heads": reader.integer("depformer_num_heads", 1 if main["dep_q"] == 0 else None),
         "depformer_num_layers": reader.integer("depformer_num_layers", main["num_layers"]),
         "depformer_dim_feedforward": widths,
         "depformer_weights_per_step_schedule": schedule,
@@ -303,26 +285,44 @@ def _read_depformer(reader: _Reader, main: Mapping[str, Any]) -> dict[str, Any]:
 def _misfits(values: Mapping[str, Any]) -> list[str]:
     """Sizes that do not fit each other, each as one problem."""
     v = values
-    streams, sets = v["n_q"] + 1, max(v["depformer_weights_per_step_schedule"], default=0) + 1
+    streams, sets = v["n_q"] + 1, max(v["depformer_weights_per_step_schedule"], default=-1) + 1
+    heard = (v["text_card"] + 1) ** (2 if v["demux_second_text_stream"] else 1)
     checks = [
         (len(v["delays"]) == streams, "delays", f"{len(v['delays'])} delays for {streams} streams"),
-        (0 < v["dep_q"] < v["n_q"], "dep_q", f"{v['dep_q']} of n_q {v['n_q']}: both voices need a codebook"),
+        (v["n_q"] > 0, "n_q", "must be positive"),
+        (v["dep_q"] <= v["n_q"], "dep_q", f"{v['dep_q']} of n_q {v['n_q']}: the model hears all that it says"),
         (v["context"] > 0, "context", "must be positive"),
         (v["card"] > 0, "card", "must be positive"),
-        (v["text_card_out"] <= v["text_card"] + 1, "text_card_out", "a text token could not be heard back"),
-        (v["depformer_gating"] != "none", "depformer_gating", "weights per step need a gated block"),
+        (v["existing_text_padding_id"] < v["text_card_out"], "existing_text_padding_id", "padding could not be said"),
+        (v["text_card_out"] <= heard, "text_card_out", "a text token could not be heard back"),
+        (
+            v["dep_q"] == 0 or v["depformer_gating"] != "none",
+            "depformer_gating",
+            "weights per step need a gated block",
+        ),
+        (not (v["demux_second_text_stream"] and v["norm_emb"]), "norm_emb", "two texts in a token have no norm"),
+        (
+            v["cross_attention"] == bool(v["fuser"].cross),
+            "cross_attention",
+            f"{v['cross_attention']}, but the fuser has {len(v['fuser'].cross)} conditions for it",
+        ),
+        (
+            not v["cross_attention"] or v["kv_repeat"] == 1,
+            "kv_repeat",
+            "grouped heads and cross-attention do not go together",
+        ),
         (
             len(v["depformer_weights_per_step_schedule"]) == v["dep_q"],
             "depformer_weights_per_step_schedule",
             f"{len(v['depformer_weights_per_step_schedule'])} steps for dep_q {v['dep_q']}",
         ),
         (
-            len(v["depformer_dim_feedforward"]) == sets,
+            v["dep_q"] == 0 or len(v["depformer_dim_feedforward"]) == sets,
             "depformer_dim_feedforward",
             f"{len(v['depformer_dim_feedforward'])} widths for {sets} weight sets",
         ),
     ]
-    for prefix in ("", "depformer_"):
+    for prefix in ("", "depformer_") if v["dep_q"] else ("",):
         dim, heads, repeat = v[f"{prefix}dim"], v[f"{prefix}num_heads"], v[f"{prefix}kv_repeat"]
         checks += [
             (heads > 0 and dim > 0 and dim % max(heads, 1) == 0, f"{prefix}num_heads", f"{heads} heads for dim {dim}"),

@@ -87,7 +87,16 @@ def exponential_noise(keys: Tensor, count: int) -> Tensor:
     return -torch.log((bits.float() + 0.5) * 2.0**-_UNIFORM_BITS)
 
 
-def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, noise: Tensor, *, whole: Whole) -> Tensor:
+def draw(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    noise: Tensor,
+    *,
+    whole: Whole,
+    raised: tuple[int, Tensor] | None = None,
+) -> Tensor:
     """One token per row.
 
     Args:
@@ -97,23 +106,28 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, noise
         keys: ``int64[R]``, of this step and stream.
         noise: ``fp32[R, min(V, TOP_K_WIDTH)]`` under those keys; made for all streams of a step at once.
         whole: the rows that may look further than `TOP_K_WIDTH`; others are cut there.
+        raised: a token and by how much its logit is raised after the temperature, ``fp32[R]``; greedy rows ignore it.
 
     Returns:
         ``int64[R]``.
     """
     hot = temperature > 0
-    probabilities = F.softmax(logits / torch.where(hot, temperature, 1.0)[:, None], dim=-1)
+    scaled = logits / torch.where(hot, temperature, 1.0)[:, None]
+    if raised is not None:
+        token, by = raised
+        scaled[:, token] += by
+    probabilities = F.softmax(scaled, dim=-1)
     vocabulary, width = logits.shape[-1], noise.shape[-1]
     cut = torch.where(top_k == 0, width, top_k)
-    token = _draw_by_rank(*probabilities.topk(width, dim=-1), cut, noise)
+    drawn = _draw_by_rank(*probabilities.topk(width, dim=-1), cut, noise)
     if vocabulary <= width:
-        token = torch.where(top_k == 0, (probabilities / noise).argmax(dim=-1), token)
+        drawn = torch.where(top_k == 0, (probabilities / noise).argmax(dim=-1), drawn)
     elif whole is True:
-        token = _draw_beyond(token, probabilities, top_k, keys, width)
+        drawn = _draw_beyond(drawn, probabilities, top_k, keys, width)
     elif isinstance(whole, Tensor):
-        far = _draw_beyond(token[whole], probabilities[whole], top_k[whole], keys[whole], width)
-        token = token.index_copy(0, whole, far)
-    return torch.where(hot, token, logits.argmax(dim=-1))
+        far = _draw_beyond(drawn[whole], probabilities[whole], top_k[whole], keys[whole], width)
+        drawn = drawn.index_copy(0, whole, far)
+    return torch.where(hot, drawn, logits.argmax(dim=-1))
 
 
 def _draw_by_rank(candidates: Tensor, tokens: Tensor, top_k: Tensor, noise: Tensor) -> Tensor:

@@ -18,6 +18,23 @@ from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Twins:
+    """The N null rows of a tick: one behind every row under guidance, see `guidance`.
+
+    Attributes:
+        of: ``int64[N]``, index in the tick of the row that each twin follows.
+        slots: ``int64[N]``, the slot that holds the twin's keys, values and conditions; a padding twin's is scratch.
+        write: ``int64[N]``, the slot each twin writes: its own, or scratch where its row does not execute.
+        null: ``int64[R]``, index among the R + N rows of the one each row is held against: its twin, or itself.
+    """
+
+    of: Tensor
+    slots: Tensor
+    write: Tensor
+    null: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of one tick.
 
@@ -27,12 +44,14 @@ class Rows:
         write: ``int64[R]``, the slot each row writes: its own, or scratch where it does not execute.
         run: the first slot, where the host knows that the slots are ``run, run + 1, ...`` in order; then `read` gives
             a view. Gathering keys and values is a quarter of a codec step of 16 rows on a CPU.
+        twins: null rows of the sessions under guidance; None where nobody is.
     """
 
     slots: Tensor
     exec_mask: Tensor
     write: Tensor
     run: int | None = None
+    twins: Twins | None = None
 
     @classmethod
     def of(cls, slots: Tensor, exec_mask: Tensor, scratch: int, run: int | None = None) -> "Rows":
@@ -40,8 +59,34 @@ class Rows:
         return cls(slots, exec_mask, torch.where(exec_mask, slots, scratch), run)
 
     def masked(self, mask: Tensor, scratch: int) -> "Rows":
-        """The same rows, executing only where ``mask`` (``bool[R]``) holds as well."""
+        """The same rows, executing only where ``mask`` (``bool[R]``) holds as well; twins are left out."""
         return Rows.of(self.slots, self.exec_mask & mask, scratch, self.run)
+
+    def guided(self, of: Tensor, slots: Tensor, scratch: int) -> "Rows":
+        """The same rows with twins. Graph-safe.
+
+        Args:
+            of: ``int64[N]``, the row that each twin follows. Rows have one twin or none.
+            slots: ``int64[N]``, the slot of each twin; scratch for padding, which steers nobody.
+        """
+        count = self.slots.shape[0]
+        behind = torch.arange(count, count + of.shape[0], device=of.device)
+        # Padding goes to an element of its own at the end, so that it hides no row.
+        target = torch.where(slots == scratch, count, of)
+        null = torch.arange(count + 1, device=of.device).index_copy(0, target, behind)[:-1]
+        write = torch.where(self.exec_mask.index_select(0, of), slots, scratch)
+        return dataclasses.replace(self, twins=Twins(of, slots, write, null))
+
+    def with_twins(self) -> "Rows":
+        """The R rows of the tick and the N twins behind them, as rows of their own."""
+        if self.twins is None:
+            return self
+        of = self.twins.of
+        return Rows(
+            torch.cat([self.slots, self.twins.slots]),
+            torch.cat([self.exec_mask, self.exec_mask.index_select(0, of)]),
+            torch.cat([self.write, self.twins.write]),
+        )
 
     def read(self, store: Tensor) -> Tensor:
         """What the rows hold of a ``[slots + 1, ...]`` store: ``[R, ...]``, maybe a view: use it before a commit."""

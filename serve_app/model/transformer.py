@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model.cross import CrossAttention, CrossLook, CrossMemory, CrossState
 from serve_app.model.norm import NormName, make_norm
 from serve_app.model.ring import KvRing, Window, attend_masked
 from serve_app.model.rope import Rotation, sinusoid
@@ -33,6 +34,7 @@ class TransformerConfig:
         gating: activation of a gated feed-forward block, or "none" for two linears with erf GELU between.
         kv_repeat: query heads that share one key head.
         layer_scale: whether residuals are scaled by learnt vectors.
+        cross_steps: steps that every layer may attend to besides; 0 for no cross-attention.
     """
 
     dim: int
@@ -46,6 +48,7 @@ class TransformerConfig:
     gating: ActivationName = "silu"
     kv_repeat: int = 1
     layer_scale: bool = False
+    cross_steps: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -58,10 +61,17 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TransformerState:
-    """Streaming state of one transformer for all slots: ``offset int64[slots + 1]`` and a ring per layer."""
+    """Streaming state of one transformer for all slots.
+
+    Attributes:
+        offset: ``int64[slots + 1]``, steps that the slot has made.
+        rings: keys and values of every layer.
+        cross: what the slot attends to besides; None without cross-attention.
+    """
 
     offset: Tensor
     rings: tuple[KvRing, ...]
+    cross: CrossState | None = None
 
 
 def gated_hidden(dim: int, feedforward: int) -> int:
@@ -147,12 +157,11 @@ class Attention(nn.Module):
         q, k, v = self.project(x)
         if rotation is not None:
             q, k = rotation.turn(q), rotation.turn(k)
-        ring.append(k.transpose(1, 2), v.transpose(1, 2), window)
-        return self.merge(ring.attend(q, rows, window))
+        return self.merge(ring.step(q, k, v, rows, window))
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm attention and feed-forward block."""
+    """Pre-norm attention and feed-forward block, with cross-attention between them where the model has it."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -167,13 +176,25 @@ class TransformerLayer(nn.Module):
             self.linear2 = nn.Linear(config.feedforward, config.dim, bias=False)
         self.layer_scale_1 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
         self.layer_scale_2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
+        self.cross_attention: CrossAttention | None = None
+        if config.cross_steps:
+            self.cross_attention = CrossAttention(config.dim, config.heads)
+            self.norm_cross = nn.LayerNorm(config.dim, eps=1e-5)  # whatever norm the other blocks have
+            self.layer_scale_cross = LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Rotation | None, visible: Tensor) -> Tensor:
+        assert self.cross_attention is None, "cross-attention has its memory in the state of a slot"
         x = self._add(x, self.layer_scale_1(self.self_attn(self.norm1(x), rotation, visible)))
         return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
 
-    def step(self, x: Tensor, ring: KvRing, rows: Rows, window: Window, rotation: Rotation | None) -> Tensor:
-        x = self._add(x, self.layer_scale_1(self.self_attn.step(self.norm1(x), ring, rows, window, rotation)))
+    def step(self, x: Tensor, ring: KvRing, memory: CrossMemory | None, now: "Moment") -> Tensor:
+        attended = self.self_attn.step(self.norm1(x), ring, now.rows, now.window, now.rotation)
+        x = self._add(x, self.layer_scale_1(attended))
+        if self.cross_attention is not None:
+            assert memory is not None
+            assert now.look is not None
+            crossed = self.cross_attention.step(self.norm_cross(x), memory, now.rows, now.look)
+            x = x + self.layer_scale_cross(crossed)
         return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -184,6 +205,16 @@ class TransformerLayer(nn.Module):
     @staticmethod
     def _add(x: Tensor, update: Tensor) -> Tensor:
         return x.to(update.dtype) + update
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moment:
+    """What all layers share in one call: whose steps these are, what they see, where they are."""
+
+    rows: Rows
+    window: Window
+    rotation: Rotation | None
+    look: CrossLook | None
 
 
 class Transformer(nn.Module):
@@ -198,7 +229,22 @@ class Transformer(nn.Module):
         """Empty state for ``slots`` slots and a scratch row."""
         c = self.config
         rings = tuple(KvRing.empty(slots, c.context, c.kv_heads, c.head_dim, device, dtype) for _ in self.layers)
-        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), rings)
+        cross = None
+        if c.cross_steps:
+            cross = CrossState.empty(slots, c.layers, c.cross_steps, c.heads, c.head_dim, device, dtype)
+        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), rings, cross)
+
+    def remember(self, source: Tensor, state: TransformerState, slot: int) -> None:
+        """Make ``source [L, dim]`` what the slot attends to, in place of what it had. Host side, between ticks."""
+        assert state.cross is not None
+        assert len(source) <= self.config.cross_steps
+        for layer, memory in zip(self.layers, state.cross.layers, strict=True):
+            assert isinstance(layer, TransformerLayer)
+            assert layer.cross_attention is not None
+            keys, values = layer.cross_attention.remember(source)
+            memory.keys[slot, : len(source)] = keys.to(memory.keys.dtype)
+            memory.values[slot, : len(source)] = values.to(memory.values.dtype)
+        state.cross.length[slot] = len(source)
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole sequence at once, each step seeing itself and ``context - 1`` steps before it."""
@@ -212,16 +258,27 @@ class Transformer(nn.Module):
             y = layer(y, rotation, visible)
         return y.to(x.dtype)
 
-    def step(self, x: Tensor, state: TransformerState, rows: Rows) -> Tensor:
-        """The next T steps of each row, ``[R, T, dim]`` in and out; T may not exceed the context."""
+    def step(self, x: Tensor, state: TransformerState, rows: Rows, *, one_by_one: bool = False) -> Tensor:
+        """The next T steps of each row.
+
+        Args:
+            x: ``[R, T, dim]``; T may not exceed the context.
+            one_by_one: whether each step sees what it would see in a call of its own; else the reference's window of
+                one call, which is the same until the ring wraps within it.
+
+        Returns:
+            ``[R, T, dim]``.
+        """
         steps = x.shape[1]
         offset = rows.read(state.offset)  # [R]
-        window = Window.at(offset, steps, self.config.context, rows)
-        rotation = self._rotation(offset, steps)
+        window = (Window.one_by_one if one_by_one else Window.at)(offset, steps, self.config.context, rows)
+        look = None if state.cross is None else state.cross.look(rows)
+        now = Moment(rows, window, self._rotation(offset, steps), look)
+        memories = [None] * len(self.layers) if state.cross is None else state.cross.layers
         y = self._embed_position(x, offset)
-        for layer, ring in zip(self.layers, state.rings, strict=True):
+        for layer, ring, memory in zip(self.layers, state.rings, memories, strict=True):
             assert isinstance(layer, TransformerLayer)
-            y = layer.step(y, ring, rows, window, rotation)
+            y = layer.step(y, ring, memory, now)
         commit(state.offset, rows, offset + steps)
         return y.to(x.dtype)
 

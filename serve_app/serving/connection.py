@@ -25,6 +25,8 @@ from serve_app.wire.events import Audio, Control, Discarded, EarlyAudio, Ping, U
 GOODBYE_S: Final = 1.0
 """How long the last words may take: the peer may be gone."""
 LOOK_S: Final = 0.5
+HEAD_DIGITS: Final = 4
+"""Of what the extra heads say, as clients see it."""
 DROP_REPORT_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
@@ -188,10 +190,12 @@ class Connection:
                     assert_never(event)
 
     async def _say(self, output: Output) -> None:
-        if output.pcm is None:
-            return
-        await self._socket.send_bytes(self._chat.audio(self.sender.encode(output.pcm)))
-        self._frames_out += 1
+        if output.pcm is not None:  # a model may write and not speak
+            await self._socket.send_bytes(self._chat.audio(self.sender.encode(output.pcm)))
+            self._frames_out += 1
+        if output.heads is not None:
+            said = [[round(float(value), HEAD_DIGITS) for value in head] for head in output.heads]
+            await self._socket.send_bytes(self._chat.metadata({"type": "heads", "step": output.step, "heads": said}))
         piece = self._text.push(output.text_token) if self._text is not None else ""
         if piece:
             await self._socket.send_bytes(self._chat.text(piece))

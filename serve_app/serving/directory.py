@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from serve_app.spec import Sampling
+from serve_app.spec import Offer
 
 EXPIRY_S: Final = 5.0
 HEARTBEAT_S: Final = 1.0
@@ -47,6 +47,8 @@ class EngineCard:
         engine: name of the replica.
         address: where its link listens.
         slots, used: seats in all, and those leased or live.
+        rows, rows_used: rows of the batch, of which a guided session takes two.
+        offer: what sessions may ask for.
         draining, healthy: whether it takes new sessions, and whether its loop works.
         model, device, dtype: what it runs.
         state_bytes_per_slot: memory of one conversation.
@@ -58,7 +60,6 @@ class EngineCard:
         rows_per_tick: mean over the last ticks.
         versions: package to version.
         text_model: what its text tokens mean; None where it writes none.
-        sampling: how sessions sample that ask for nothing: what the model was published with.
         counters: name to count since the start.
     """
 
@@ -66,6 +67,9 @@ class EngineCard:
     address: str
     slots: int
     used: int
+    rows: int
+    rows_used: int
+    offer: Offer
     draining: bool
     healthy: bool
     model: str
@@ -80,13 +84,12 @@ class EngineCard:
     rows_per_tick: float
     versions: Mapping[str, str]
     text_model: TextModel | None
-    sampling: Sampling
     counters: Mapping[str, int]
 
     @property
     def free(self) -> int:
         """Seats that a new session may get now."""
-        return 0 if self.draining or not self.healthy else self.slots - self.used
+        return 0 if self.draining or not self.healthy else min(self.slots - self.used, self.rows - self.rows_used)
 
 
 class Directory:

@@ -82,6 +82,7 @@ def message_of(event: events.Event) -> messages.Downward:
                 done_s=event.done_s,
                 codes=event.codes,
                 pcm=event.pcm,
+                heads=event.heads,
             )
         case events.Opened():
             return messages.Opened(key)

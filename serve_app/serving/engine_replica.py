@@ -51,7 +51,7 @@ class EngineReplica:
         self._text_model = _text_model(made)
         self._about = made.runner.describe()
         limits = Limits(**self._settings.limits.model_dump(), unopened_s=2 * self._settings.attach_s)
-        self._engine = Engine(made.runner, limits=limits, clock=time.monotonic)
+        self._engine = Engine(made.runner, limits=limits, slots=self._settings.slots, clock=time.monotonic)
         self._loop = EngineLoop(
             self._engine, pace=Pace(**self._settings.pace.model_dump()), on_dead=_leave_process_soon
         )
@@ -121,6 +121,9 @@ class EngineReplica:
             address=f"{self._server.address.host}:{self._server.address.port}",
             slots=stats.slots,
             used=stats.slots - stats.free,
+            rows=stats.rows,
+            rows_used=stats.rows - stats.rows_free,
+            offer=self._engine.runner.offer,
             draining=stats.draining,
             healthy=stats.healthy and self._loop.alive,
             model=self._settings.name or self._about.model,
@@ -139,7 +142,6 @@ class EngineReplica:
             rows_per_tick=stats.rows_per_tick,
             versions=package_versions(PACKAGES),
             text_model=self._text_model,
-            sampling=self._made.sampling,
             counters={
                 "ticks": stats.ticks,
                 "steps": stats.steps,
@@ -147,6 +149,8 @@ class EngineReplica:
                 "underruns": stats.underruns,
                 "stale_frames": stats.stale_frames,
                 "expired_leases": stats.expired,
+                "primed_steps": stats.primed_steps,
+                **stats.runner,
                 **{f"dropped_{cause}": count for cause, count in stats.dropped_frames.items()},
                 **{f"ended_{reason}": count for reason, count in stats.ended.items()},
             },

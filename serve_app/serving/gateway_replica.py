@@ -110,9 +110,9 @@ class GatewayReplica:
         try:
             try:
                 self._door.admit(socket.headers, socket.query_params)
-                query = parse_chat_query(socket.query_params, self._roster.sampling)
-                session = Session(self._leases.call, self._links, SessionSpec(sampling=query.sampling))
-                pieces = await self._lease(session)
+                query = parse_chat_query(socket.query_params, self._roster.offer())
+                session = Session(self._leases.call, self._links, query.spec)
+                pieces = await self._lease(session, query.spec.rows)
             except ChorusError as error:
                 self._note_refusal(error.reason)
                 await socket.send_denial_response(refusal(error))
@@ -127,24 +127,24 @@ class GatewayReplica:
         self._meter.refused(reason)
         logger.info("conversation refused reason=%s engines=%d", reason, len(self._roster.engines))
 
-    async def _lease(self, session: Session) -> TextPieces | None:
+    async def _lease(self, session: Session, rows: int) -> TextPieces | None:
         """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth.
 
         Returns what the text tokens of the engine that granted it mean.
         """
-        granted = await self._ask(session)
+        granted = await self._ask(session, rows)
         try:
             return await asyncio.wait_for(self._texts.pieces(granted.text_model), TEXT_S)
         except (LookupError, TimeoutError):
             raise EngineLost from None  # it comes up: its text model is on the way
 
-    async def _ask(self, session: Session) -> Granted:
+    async def _ask(self, session: Session, rows: int) -> Granted:
         """Ask until somebody grants: the router may choose a full engine while another has room, but not for ever."""
         for asked in itertools.count(1):
             try:
                 return await session.lease(self._settings.grant_wait_s)
             except EngineFull as full:
-                obstacle = self._roster.obstacle()
+                obstacle = self._roster.obstacle(rows)
                 if obstacle is not None or not full.slots or asked >= 2 * len(self._roster.engines):
                     raise obstacle or full from None
         raise AssertionError("counting does not end")

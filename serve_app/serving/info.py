@@ -6,6 +6,7 @@ from typing import Any, Final
 from serve_app.serving.directory import EngineCard
 from serve_app.serving.meter import Meter
 from serve_app.serving.process import package_versions, resident_bytes
+from serve_app.spec import Offer
 from serve_app.units import FRAME_RATE_HZ, RAW_AUDIO_KBPS
 
 PACKAGES: Final = ("chorus-serve", "ray", "fastapi")
@@ -23,6 +24,7 @@ def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: s
         "slots": sum(card.slots for card in engines),
         "slots_used": sum(card.used for card in engines),
         "slots_free": sum(card.free for card in engines),
+        "parameters": _parameters(first.offer) if first else None,
         "state_bytes_per_slot": first.state_bytes_per_slot if first else None,
         "bit_rate": _bit_rates(first, meter),
         "versions": package_versions(PACKAGES),
@@ -48,6 +50,17 @@ def _bit_rates(card: EngineCard | None, meter: Meter) -> dict[str, Any]:
     }
 
 
+def _parameters(offer: Offer) -> dict[str, Any]:
+    """What clients may put into the query, by the names that they use there."""
+    return {
+        "conditions": {name: list(values) if values else "any text" for name, values in offer.conditions},
+        "cfg_coef": offer.guidance if offer.guided else None,
+        "voices": list(offer.voices),
+        "prompt_steps": offer.prompt_steps,
+        "extra_heads": offer.extra_heads,
+    }
+
+
 def _engine(card: EngineCard) -> dict[str, Any]:
     return {
         "engine": card.engine,
@@ -56,6 +69,8 @@ def _engine(card: EngineCard) -> dict[str, Any]:
         "dtype": card.dtype,
         "slots": card.slots,
         "slots_used": card.used,
+        "rows": card.rows,
+        "rows_used": card.rows_used,
         "draining": card.draining,
         "healthy": card.healthy,
         "state_bytes_per_slot": card.state_bytes_per_slot,

@@ -21,6 +21,7 @@ from typing import Any, Final
 from serve_app.config import Config, is_loopback, require_key_beyond_loopback
 from serve_app.serving.descendants import Descendants
 from serve_app.serving.environment import environment, free_port, haproxy_works
+from serve_app.serving.voices import read_voices
 
 OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 """Frames never travel through Ray's object store; this is about the least that it accepts."""
@@ -60,6 +61,7 @@ class Launcher:
             ConfigError: the configuration cannot be served as it stands.
         """
         require_key_beyond_loopback(self._http.host)
+        read_voices(self._config.engine.prompts.voices)  # else it would be told after Ray has started
         self.port = free_port(self._http.host, self._wanted)
         if self._wanted and self.port != self._wanted:
             self._say(f"port {self._wanted} is taken, using {self.port}")

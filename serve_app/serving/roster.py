@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from serve_app.errors import EngineDraining, EngineFull, EngineLost
 from serve_app.serving.directory import EXPIRY_S, HEARTBEAT_S, EngineCard
-from serve_app.spec import Sampling
+from serve_app.spec import Offer
 
 STALE_S: Final = 6.0
 """Without news for longer than this the gateway knows nothing."""
@@ -66,21 +66,22 @@ class Roster:
             return ()
         return [card for card in self._engines if card.engine not in self._lost_s]
 
-    @property
-    def sampling(self) -> Sampling:
-        """How sessions sample that ask for nothing: what the model was published with, or ours while none is known."""
-        return next((card.sampling for card in self._engines), Sampling())
-
-    def obstacle(self) -> EngineLost | EngineDraining | EngineFull | None:
-        """Why a conversation cannot start now; None when it can."""
+    def obstacle(self, rows: int = 1) -> EngineLost | EngineDraining | EngineFull | None:
+        """Why a conversation of so many rows cannot start now; None when it can."""
         engines = self.engines
         if not engines or not self._warmed or not any(card.healthy for card in engines):
             return EngineLost()
         if all(card.draining for card in engines):
             return EngineDraining()
+        slots = sum(card.slots for card in engines)
         if not any(card.free for card in engines):
-            return EngineFull(sum(card.slots for card in engines))
-        return None
+            return EngineFull(slots)
+        rows_free = max(card.rows - card.rows_used for card in engines if card.free)
+        return EngineFull(slots, rows, rows_free) if rows_free < rows else None
+
+    def offer(self) -> Offer | None:
+        """What sessions may ask for here; None while nobody knows. All engines of a deployment offer the same."""
+        return next((card.offer for card in self._engines), None)
 
     async def refresh(self) -> None:
         """Ask once. Raises whatever the directory's client raises."""

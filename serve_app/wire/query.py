@@ -1,9 +1,10 @@
-"""The query of `/api/chat`: what Kyutai's web client asks for, as a `Sampling`.
+"""The query of `/api/chat`: what Kyutai's web client and its kin ask for, as a `SessionSpec`.
 
 Values that the web client sends (its `Conversation.tsx`): temperatures and top-k as JavaScript numbers, pad_mult 0,
 repetition_penalty 1 with a context of 64, both seeds whole numbers below a million. PersonaPlex's page, which grew
-from it, uses -1 for "any seed"; forms send an empty string. Both mean that we choose. Names that nobody here knows
-(worker_auth_id, email, max_steps, text_prompt, ...) are ignored, as every Kyutai server does.
+from it, sends text_prompt, voice_prompt (a file's name) and one seed for everything, -1 for any; forms send an empty
+string. Both mean that we choose. Our own: cfg_coef, condition.NAME and extra_heads. Names that nobody here knows
+(worker_auth_id, email, max_steps, ...) are ignored, as every Kyutai server does.
 """
 
 import dataclasses
@@ -13,11 +14,22 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from serve_app.errors import ParameterRefused
-from serve_app.spec import MAX_SEED, MAX_TOP_K, Sampling, fresh_seed
+from serve_app.spec import (
+    MAX_REPETITION_CONTEXT,
+    MAX_SEED,
+    MAX_TOP_K,
+    Offer,
+    Prompt,
+    Sampling,
+    SessionSpec,
+    fresh_seed,
+)
 
 MAX_VALUE_CHARS: Final = 64
-MAX_PENALTY_CONTEXT: Final = 1 << 16
-OURS: Final = Sampling()
+MAX_CONDITIONS: Final = 32
+CONDITION_PREFIX: Final = "condition."
+VOICE_ENDINGS: Final = (".wav", ".pt")
+"""Pages name voices by the files that they are kept in elsewhere; ours have none."""
 ANY_SEED: Final = ("", "-1")
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
@@ -31,43 +43,70 @@ _SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
 class ChatQuery:
     """What one connection asks for."""
 
-    sampling: Sampling
+    spec: SessionSpec
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it wants to be sampled."""
+        return self.spec.sampling
 
 
 def parse_chat_query(
-    query: Mapping[str, str], default: Sampling = OURS, *, fresh_seed: Callable[[], int] = fresh_seed
+    query: Mapping[str, str], offer: Offer | None = None, *, fresh_seed: Callable[[], int] = fresh_seed
 ) -> ChatQuery:
     """Read the query, filling in what it leaves out.
 
     Args:
         query: names to values, as decoded from the URL; where a name came twice, whichever the mapping holds.
-        default: of what the query does not name, but for the seeds: what the model was published with.
+        offer: what the deployment offers: fills gaps, and what is not in it is refused. None: defaults, no refusals.
         fresh_seed: called once for each seed that the client left to us.
 
     Raises:
-        ParameterRefused: not a number, not finite, out of range, or asks for something that is not built. Its name is
-            the client's spelling.
+        ParameterRefused: not a number, not finite, out of range, or not offered. Its name is the client's spelling.
     """
-    _refuse_unbuilt(query)
+    default = offer if offer is not None else Offer()
     try:
-        sampling = Sampling(
-            text_temperature=_decimal(query, "text_temperature", default.text_temperature),
-            text_top_k=_integer(query, "text_topk", default.text_top_k, MAX_TOP_K),
-            audio_temperature=_decimal(query, "audio_temperature", default.audio_temperature),
-            audio_top_k=_integer(query, "audio_topk", default.audio_top_k, MAX_TOP_K),
-            text_seed=_seed(query, "text_seed", fresh_seed),
-            audio_seed=_seed(query, "audio_seed", fresh_seed),
+        spec = SessionSpec(
+            sampling=_sampling(query, default.sampling, fresh_seed),
+            conditions=_conditions(query),
+            guidance=_decimal(query, "cfg_coef", default.guidance),
+            prompt=_prompt(query),
+            repetition_penalty=_decimal(query, "repetition_penalty", 1.0),
+            repetition_penalty_context=_integer(query, "repetition_penalty_context", 64, MAX_REPETITION_CONTEXT),
+            pad_mult=_decimal(query, "pad_mult", 0.0),
+            extra_heads=bool(_integer(query, "extra_heads", 0, 1)),
         )
     except ParameterRefused as error:
         raise ParameterRefused(_SPELLING.get(error.name, error.name), error.value, error.why) from error
-    return ChatQuery(sampling=sampling)
+    if offer is not None:
+        offer.check(spec)
+    return ChatQuery(spec=spec)
 
 
-def _refuse_unbuilt(query: Mapping[str, str]) -> None:
-    for name, neutral in (("pad_mult", 0.0), ("repetition_penalty", 1.0)):
-        if _decimal(query, name, neutral) != neutral:
-            raise ParameterRefused(name, query[name], f"not built yet; leave it out or send {neutral:g}")
-    _integer(query, "repetition_penalty_context", 0, MAX_PENALTY_CONTEXT)
+def _sampling(query: Mapping[str, str], default: Sampling, fresh_seed: Callable[[], int]) -> Sampling:
+    return Sampling(
+        text_temperature=_decimal(query, "text_temperature", default.text_temperature),
+        text_top_k=_integer(query, "text_topk", default.text_top_k, MAX_TOP_K),
+        audio_temperature=_decimal(query, "audio_temperature", default.audio_temperature),
+        audio_top_k=_integer(query, "audio_topk", default.audio_top_k, MAX_TOP_K),
+        text_seed=_seed(query, "text_seed", fresh_seed),
+        audio_seed=_seed(query, "audio_seed", fresh_seed),
+    )
+
+
+def _conditions(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Every ``condition.NAME=value``, in the order of their names; an empty value keeps the default."""
+    named = sorted(name for name, value in query.items() if name.startswith(CONDITION_PREFIX) and value)
+    if len(named) > MAX_CONDITIONS:
+        raise ParameterRefused(named[MAX_CONDITIONS], query[named[MAX_CONDITIONS]], f"more than {MAX_CONDITIONS}")
+    return tuple((name.removeprefix(CONDITION_PREFIX), query[name]) for name in named)
+
+
+def _prompt(query: Mapping[str, str]) -> Prompt | None:
+    text, voice = query.get("text_prompt", "").strip(), query.get("voice_prompt", "")
+    for ending in VOICE_ENDINGS:
+        voice = voice.removesuffix(ending)
+    return Prompt(text=text, voice=voice) if text or voice else None
 
 
 def _decimal(query: Mapping[str, str], name: str, default: float) -> float:
@@ -97,4 +136,8 @@ def _integer(query: Mapping[str, str], name: str, default: int, limit: int) -> i
 
 
 def _seed(query: Mapping[str, str], name: str, fresh_seed: Callable[[], int]) -> int:
-    return fresh_seed() if query.get(name, "") in ANY_SEED else _integer(query, name, 0, MAX_SEED)
+    """The stream's own seed, else the one for everything, else ours."""
+    for spelling in (name, "seed"):
+        if query.get(spelling, "") not in ANY_SEED:
+            return _integer(query, spelling, 0, MAX_SEED)
+    return fresh_seed()

@@ -29,7 +29,7 @@ def test_tokens_that_say_nothing_are_those_of_the_checkpoint(tmp_path: Path) -> 
 def test_the_sampling_it_was_published_with_is_carried(tmp_path: Path) -> None:
     generation = {"temp": 0.6, "temp_text": 0.5, "top_k": 100, "top_k_text": 20}
     told = Sampling(audio_temperature=0.6, text_temperature=0.5, audio_top_k=100, text_top_k=20)
-    assert serve(tmp_path / "model", lm_gen_config=generation).sampling == told
+    assert serve(tmp_path / "model", lm_gen_config=generation).generation.sampling == told
 
 
 def test_a_checkpoint_is_called_by_the_last_part_of_where_it_is(tmp_path: Path) -> None:

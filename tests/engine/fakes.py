@@ -1,7 +1,8 @@
 """Stand-ins for the engine's surroundings."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,10 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.events import DropCause, Dropped, Ended, Event, Opened, Stepped
 from serve_app.engine.limits import Limits
 from serve_app.engine.observer import SessionReport, TickReport
-from serve_app.engine.runner import RunnerInfo
+from serve_app.engine.runner import Primed, RunnerInfo
 from serve_app.engine.slots import Lease
-from serve_app.spec import Sampling, SessionSpec
+from serve_app.errors import ParameterRefused
+from serve_app.spec import Offer, Prompt, SessionSpec
 from serve_app.units import FRAME_SAMPLES, Slot
 
 
@@ -28,7 +30,11 @@ class FakeClock:
 
 
 class SummingRunner:
-    """Each slot remembers the sum of the first samples it was given, so that foreign state shows in the output."""
+    """Each slot remembers the sum of the first samples it was given, so that foreign state shows in the output.
+
+    A prompt is as many steps long as its text has letters, and 50 letters are too many. A guided session's twin adds
+    its own sum, which is always 0, to what the session says.
+    """
 
     def __init__(self, slots: int, delay_steps: int = 0) -> None:
         self._slots = slots
@@ -40,16 +46,45 @@ class SummingRunner:
         self.before_run: Callable[[TickBatch], None] = lambda batch: None
         self.open_error: Exception | None = None
         self.wipe_error: Exception | None = None
+        self.prime_error: Exception | None = None
+        self.prime_finite = True
+        self.before_prime: Callable[[Slot], None] = lambda slot: None
+        self.twins: dict[int, int] = {}
+        self.left: dict[int, int] = {}
 
     @property
     def slots(self) -> int:
         return self._slots
 
-    def open(self, slot: Slot, sampling: Sampling) -> None:
-        self.calls.append(f"open {slot}")
+    @property
+    def offer(self) -> Offer:
+        return Offer(guided=True, prompt_steps=50, voices=("anna",), extra_heads=2)
+
+    def check(self, spec: SessionSpec) -> None:
+        self.offer.check(spec)
+        if spec.prompt is not None and len(spec.prompt.text) > self.offer.prompt_steps:
+            raise ParameterRefused("text_prompt", spec.prompt.text, "longer than the context")
+
+    def open(self, slot: Slot, spec: SessionSpec, twin: Slot | None = None) -> int:
+        self.calls.append(f"open {slot}" if twin is None else f"open {slot} and {twin}")
         if self.open_error is not None:
             raise self.open_error
         self.sums[slot] *= 0  # as a model that resets by multiplying would: a NaN survives it
+        self.twins.pop(slot, None)
+        if twin is not None:
+            self.twins[slot] = twin
+            self.sums[twin] *= 0
+        self.left[slot] = len(spec.prompt.text) if spec.prompt is not None else 0
+        return self.left[slot]
+
+    def prime(self, slot: Slot, steps: int) -> Primed:
+        self.calls.append(f"prime {slot}")
+        self.before_prime(slot)
+        if self.prime_error is not None:
+            raise self.prime_error
+        fed = min(steps, self.left[slot])
+        self.left[slot] -= fed
+        return Primed(fed, self.left[slot], self.prime_finite)
 
     def wipe(self, slot: Slot) -> None:
         self.calls.append(f"wipe {slot}")
@@ -63,15 +98,22 @@ class SummingRunner:
         self.sums[batch.slots] += batch.pcm[:, 0]
         for slot in self.poisoned:
             self.sums[slot] = np.nan
-        sums = self.sums[batch.slots]
+        own = [int(slot) for slot in batch.slots]
+        twins = [self.twins[slot] for slot in own if slot in self.twins]
+        assert len({*own, *twins}) == len(own) + len(twins), "two sessions share a row"
+        sums = self.sums[batch.slots] + np.array([self.sums[self.twins[s]] if s in self.twins else 0 for s in own])
         return TickResult(
-            pcm=np.repeat(sums[:, None], FRAME_SAMPLES, axis=1),
+            pcm=np.repeat(sums[:, None], FRAME_SAMPLES, axis=1).astype(np.float32),
             audible=batch.steps >= self._delay_steps,
             text_token=np.where(batch.steps >= self._delay_steps, 3, -2),
             codes=np.stack([batch.steps, batch.slots], axis=1).astype(np.int16),
             finite=np.asarray(np.isfinite(sums), np.bool_),
             stage_ms={"lm": 1.0},
+            heads=np.repeat(sums[:, None, None], 2, axis=1).astype(np.float32),
         )
+
+    def counters(self) -> Mapping[str, int]:
+        return {"prefix_hits": 3}
 
     def describe(self) -> RunnerInfo:
         return RunnerInfo(model="sum", device="cpu", dtype="float32", state_bytes_per_slot=4, dep_q=2)
@@ -135,25 +177,35 @@ class ListObserver:
 class Bench:
     """An engine with everything around it faked; the test is its engine thread."""
 
-    def __init__(self, slots: int = 4, *, limits: Limits | None = None, delay_steps: int = 0) -> None:
+    def __init__(
+        self, slots: int = 4, *, rows: int | None = None, limits: Limits | None = None, delay_steps: int = 0
+    ) -> None:
         self.clock = FakeClock()
-        self.runner = SummingRunner(slots, delay_steps)
+        self.runner = SummingRunner(rows if rows is not None else slots, delay_steps)
         self.observer = ListObserver()
-        self.engine = Engine(self.runner, limits=limits, clock=self.clock, observer=self.observer)
+        self.engine = Engine(self.runner, limits=limits, slots=slots, clock=self.clock, observer=self.observer)
         self.listener = Listener()
 
-    def acquire(self) -> Lease:
-        return self.engine.acquire(SessionSpec())
+    def acquire(self, spec: SessionSpec | None = None) -> Lease:
+        return self.engine.acquire(spec if spec is not None else SessionSpec())
 
-    def open(self, listener: Listener | None = None) -> Lease:
-        """A live session."""
-        lease = self.acquire()
+    def open(self, listener: Listener | None = None, spec: SessionSpec | None = None) -> Lease:
+        """A live session, or one whose prompt is being fed."""
+        lease = self.acquire(spec)
         self.engine.open(lease, listener if listener is not None else self.listener)
         self.engine.tick()
         return lease
 
     def push(self, lease: Lease, value: float, number: int = 0) -> None:
         self.engine.push(lease, number, frame(value))
+
+
+GUIDED: Final = SessionSpec(guidance=2.0)
+
+
+def prompted(steps: int) -> SessionSpec:
+    """A session with a prompt of so many steps."""
+    return SessionSpec(prompt=Prompt(text="a" * steps))
 
 
 def frame(value: float) -> npt.NDArray[np.float32]:

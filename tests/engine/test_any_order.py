@@ -8,9 +8,12 @@ from serve_app.engine.batch import TickBatch
 from serve_app.engine.events import Dropped, Ended, Opened, Stepped
 from serve_app.engine.slots import Lease
 from serve_app.errors import EngineFull, EngineLost
-from tests.engine.fakes import Bench, Listener, frame
+from serve_app.spec import Prompt, SessionSpec
+from tests.engine.fakes import GUIDED, Bench, Listener, frame, prompted
 
 SLOTS = 3
+ROWS = 4
+SPECS = (SessionSpec(), GUIDED, prompted(9), SessionSpec(guidance=3.0, prompt=Prompt(text="a" * 9)))
 
 
 def explode(batch: TickBatch) -> None:
@@ -22,7 +25,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(SLOTS)
+        self.bench = Bench(SLOTS, rows=ROWS)
         self.leases: list[Lease] = []
         self.listeners: dict[Lease, Listener] = {}
         self.pushed: dict[Lease, int] = {}
@@ -30,10 +33,10 @@ class AnyOrder(RuleBasedStateMachine):
     def any_lease(self, data: st.DataObject) -> Lease:
         return data.draw(st.sampled_from(self.leases[-2 * SLOTS :]))
 
-    @rule(open_it=st.booleans())
-    def arrive(self, open_it: bool) -> None:
+    @rule(open_it=st.booleans(), spec=st.sampled_from(SPECS))
+    def arrive(self, open_it: bool, spec: SessionSpec) -> None:
         try:
-            lease = self.bench.acquire()
+            lease = self.bench.acquire(spec)
         except EngineFull:
             return
         except EngineLost:
@@ -66,9 +69,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.bench.clock.now_s += passed_s
 
     @precondition(lambda self: self.bench.engine.healthy)
-    @rule(fault=st.sampled_from(["none", "none", "none", "poison", "explode", "break"]), slot=st.integers(0, SLOTS - 1))
+    @rule(
+        fault=st.sampled_from(["none", "none", "none", "poison", "explode", "break", "broken prompt", "bad prompt"]),
+        slot=st.integers(0, ROWS - 1),
+    )
     def tick(self, fault: str, slot: int) -> None:
         """One turn of the loop, which shuts an engine that is unhealthy after it."""
+        self.bench.runner.prime_finite = fault != "bad prompt"
+        self.bench.runner.prime_error = RuntimeError("out of memory") if fault == "broken prompt" else None
         self.bench.runner.poisoned = {slot} if fault == "poison" else set()
         self.bench.runner.before_run = explode if fault in ("explode", "break") else lambda batch: None
         self.bench.runner.wipe_error = RuntimeError("device fault") if fault == "break" else None
@@ -105,13 +113,14 @@ class AnyOrder(RuleBasedStateMachine):
         for report in self.bench.observer.sessions:
             assert report.received == report.stepped + sum(report.dropped.values())
         stats = self.bench.engine.stats()
-        assert 0 <= stats.free + stats.leased + stats.live <= stats.slots == SLOTS
+        assert 0 <= stats.free + stats.leased + stats.live + stats.priming <= stats.slots == SLOTS
+        assert SLOTS - stats.free <= ROWS - stats.rows_free <= 2 * (SLOTS - stats.free)
 
     @precondition(lambda self: not self.bench.engine.healthy)
     @invariant()
     def dead_engine_holds_nobody(self) -> None:
         stats = self.bench.engine.stats()
-        assert (stats.leased, stats.live, stats.pending_frames) == (0, 0, 0)
+        assert (stats.leased, stats.live, stats.priming, stats.pending_frames) == (0, 0, 0, 0)
         assert all(listener.ends(lease) for lease, listener in self.listeners.items())
 
     def teardown(self) -> None:
@@ -121,10 +130,13 @@ class AnyOrder(RuleBasedStateMachine):
             self.bench.runner.poisoned = set()
             self.bench.runner.before_run = lambda batch: None
             self.bench.runner.wipe_error = None
+            self.bench.runner.prime_error = None
+            self.bench.runner.prime_finite = True
             for lease in self.leases:
                 engine.close(lease)
             engine.tick()
-            assert engine.stats().free == SLOTS
+            stats = engine.stats()
+            assert (stats.free, stats.rows_free, stats.priming) == (SLOTS, ROWS, 0)
         assert engine.stats().pending_frames == 0
         ended = sum(len(listener.ends(lease)) for lease, listener in self.listeners.items())
         assert ended == len(self.listeners) == len(self.bench.observer.sessions)
@@ -133,11 +145,11 @@ class AnyOrder(RuleBasedStateMachine):
 def test_three_runs_that_fail_in_any_order_end_in_an_engine_that_takes_nobody() -> None:
     machine = AnyOrder()
     for _ in range(3):
-        machine.arrive(open_it=True)
+        machine.arrive(open_it=True, spec=SessionSpec())
         machine.tick("none", 0)
         machine.bench.engine.push(machine.leases[-1], 0, frame(1.0))
         machine.tick("explode", 0)
-    machine.arrive(open_it=True)
+    machine.arrive(open_it=True, spec=SessionSpec())
     assert len(machine.leases) == 3
     machine.dead_engine_holds_nobody()
     machine.teardown()

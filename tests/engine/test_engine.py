@@ -8,8 +8,7 @@ import pytest
 from serve_app.engine.batch import TickBatch
 from serve_app.engine.events import DropCause, Ended, Opened, Stepped
 from serve_app.engine.limits import Limits
-from serve_app.errors import EngineDraining, EngineFull, EngineLost, ParameterRefused, StaleLease
-from serve_app.spec import SessionSpec
+from serve_app.errors import EngineDraining, EngineFull, EngineLost, StaleLease
 from tests.engine.fakes import Bench, Listener, frame
 
 # --- the way of a frame -----------------------------------------------------------------------------------------------
@@ -206,11 +205,6 @@ def test_closing_a_stale_lease_leaves_the_next_holder_alone() -> None:
     bench.engine.close(old)
     bench.engine.tick()
     assert bench.listener.ends(new) == []
-
-
-def test_session_of_two_rows_is_refused_by_name() -> None:
-    with pytest.raises(ParameterRefused, match="rows"):
-        Bench().engine.acquire(SessionSpec(rows=2))
 
 
 def test_sink_that_cannot_be_grouped_is_refused_at_once() -> None:

@@ -17,7 +17,7 @@ from serve_app.model.duplex import Duplex
 from serve_app.model.lm import LM, LMConfig
 from serve_app.model.mimi import Mimi, MimiConfig, codec_transformer
 from serve_app.model.seanet import SeanetConfig
-from serve_app.spec import GREEDY, Sampling
+from serve_app.spec import GREEDY, Sampling, SessionSpec
 from serve_app.units import FRAME_SAMPLES, Slot
 
 torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def _batch(slots: list[int], frames: list[npt.NDArray[np.float32]], steps: list[
 
 
 def _alone(runner: ModelRunner, slot: int, frames: npt.NDArray[np.float32], sampling: Sampling) -> list[TickResult]:
-    runner.open(Slot(slot), sampling)
+    runner.open(Slot(slot), SessionSpec(sampling=sampling))
     return [_copy(runner.run(_batch([slot], [frame], [step]))) for step, frame in enumerate(frames)]
 
 
@@ -82,7 +82,7 @@ def test_it_is_a_runner() -> None:
 def test_results_have_the_seams_shapes_and_types() -> None:
     runner = _runner()
     for slot in (2, 0):
-        runner.open(Slot(slot), GREEDY)
+        runner.open(Slot(slot), SessionSpec(sampling=GREEDY))
     frames = _frames(1)
     for step in range(2):
         result = runner.run(_batch([2, 0], [frames[step]] * 2, [step] * 2))
@@ -104,7 +104,7 @@ def test_a_session_gets_from_a_shared_runner_what_it_gets_alone(sampling: Sampli
     expected = [_alone(solo, slot, speech[slot], sampling) for slot in range(SLOTS)]
     chance, done = random.Random(3), [0] * SLOTS
     for slot in range(SLOTS):
-        shared.open(Slot(slot), sampling)
+        shared.open(Slot(slot), SessionSpec(sampling=sampling))
     while min(done) < FRAMES:
         ready = [slot for slot in range(SLOTS) if done[slot] < FRAMES and chance.random() < 0.7]
         chance.shuffle(ready)
@@ -149,7 +149,7 @@ def test_a_full_batch_calls_every_stage_once(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(duplex, name, counted)
     runner = ModelRunner(duplex, SLOTS)
     for slot in range(SLOTS):
-        runner.open(Slot(slot), GREEDY)
+        runner.open(Slot(slot), SessionSpec(sampling=GREEDY))
     runner.run(_batch(list(range(SLOTS)), [_frames(1)[0]] * SLOTS, [0] * SLOTS))
     assert set(calls.values()) == {1}
     assert len(calls) == 5
@@ -158,7 +158,7 @@ def test_a_full_batch_calls_every_stage_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_warming_up_advances_nobody() -> None:
     runner = _runner()
     expected = _alone(_runner(), 0, _frames(2), HOT)
-    runner.open(Slot(0), HOT)
+    runner.open(Slot(0), SessionSpec(sampling=HOT))
     assert runner.warm_up() > 0
     for step, frame in enumerate(_frames(2)):
         result = runner.run(_batch([0], [frame], [step]))

@@ -18,7 +18,7 @@ ACTIONS = st.lists(st.sampled_from(["push", "take", "landed", "crashed", "cut", 
 
 
 def a_session() -> Session:
-    return Session(Lease(Slot(0), Generation(0)), SessionSpec())
+    return Session(Lease(Slot(0), Generation(0)), SessionSpec(), (Slot(0),))
 
 
 @given(ACTIONS, st.integers(1, 6))

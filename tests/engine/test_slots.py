@@ -1,10 +1,11 @@
 """The slot table: transitions, generations, expiry."""
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from serve_app.engine.slots import TRANSITIONS, Lease, SlotState, SlotTable
+from serve_app.engine.slots import TRANSITIONS, Lease, RowTable, SlotState, SlotTable
 from serve_app.errors import EngineFull, StaleLease
 from serve_app.units import Generation, Slot
 
@@ -114,3 +115,24 @@ def test_transition_that_the_table_lacks_is_our_own_fault() -> None:
 def test_table_without_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one slot"):
         SlotTable(0, unopened_s=2.0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 5)), max_size=40))
+def test_any_order_of_taking_and_giving_keeps_the_row_count(moves: list[tuple[int, int]]) -> None:
+    table, owned = RowTable(5), list[tuple[Slot, ...]]()
+    for count, leaver in moves:
+        if leaver < len(owned):
+            table.release(owned.pop(leaver))
+        elif count <= table.free:
+            owned.append(table.acquire(count))
+            assert len(owned[-1]) == count
+        given = [row for rows in owned for row in rows]
+        assert len(given) == len(set(given)) == table.rows - table.free
+
+
+def test_too_few_rows_are_refused_with_what_is_free_and_what_is_wanted() -> None:
+    table = RowTable(3)
+    table.acquire(2)
+    table.require(1, slots=3)
+    with pytest.raises(EngineFull, match="a guided session needs 2 rows of the batch and 1 is free"):
+        table.require(2, slots=3)

@@ -43,6 +43,7 @@ I32, I64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 KEYS = st.builds(Key, U16, U32)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=250)
 PCM = st_numpy.arrays(np.float32, FRAME_SAMPLES)
+HEADS = st_numpy.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 80)))
 CODES = st_numpy.arrays(np.int16, st.integers(0, MAX_CODES))
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, U16),
@@ -62,6 +63,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         done_s=st.floats(allow_nan=False),
         codes=CODES,
         pcm=st.none() | PCM,
+        heads=st.none() | HEADS,
     ),
     st.builds(Dropped, KEYS, U32, TEXTS),
     st.builds(Ended, KEYS, TEXTS, TEXTS),

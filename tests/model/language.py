@@ -148,14 +148,17 @@ class TokenComparison:
         """A new session in this row."""
         self._out[row] = False
 
-    def add(self, row: int, expected: list[Tensor], got: list[Tensor]) -> None:
-        """Compare one row's logits of one step, codebook after codebook; the choice is the greatest one."""
+    def add(self, row: int, expected: list[Tensor], got: list[Tensor], gain: float = 1.0) -> None:
+        """Compare one row's logits of one step, codebook after codebook; the choice is the greatest one.
+
+        ``gain`` is how much what made these logits enlarges rounding errors; their differences are divided by it.
+        """
         for theirs, ours in zip(expected, got, strict=True):
             if self._out[row]:
                 return
             assert torch.isfinite(theirs).all()
             self.compared += 1
-            self.worst_logit = max(self.worst_logit, float((theirs - ours).abs().max()))
+            self.worst_logit = max(self.worst_logit, float((theirs - ours).abs().max()) / gain)
             if int(theirs.argmax()) != int(ours.argmax()):
                 best = theirs.topk(2).values
                 near = float(best[0] - best[1]) < TIE_MARGIN

@@ -19,6 +19,7 @@ from serve_app.spec import GREEDY, Sampling
 from serve_app.units import FRAME_SAMPLES
 from tests.model.codec import PCM_TOLERANCE, SMALL, CodeComparison
 from tests.model.codec import pair as mimi_pair
+from tests.model.family import STT, TTS, TWO_B
 from tests.model.language import CONTEXT, CPU, LATE_16, MOSHIKO, lm_pair
 from tests.oracle import reference_generator
 
@@ -280,3 +281,58 @@ def test_a_codec_and_a_model_that_do_not_fit_are_refused() -> None:
     codec = dataclasses.replace(CODEC, card=64, num_codebooks=3)
     with pytest.raises(CheckpointError, match=r"3 codebooks(.|\n)*64 entries"):
         Duplex(Mimi(codec), lm)
+
+
+@torch.no_grad()
+def test_a_model_that_only_writes_says_no_sound_and_what_its_heads_say() -> None:
+    duplex = _models(STT)[2]
+    state, speech = _state(duplex), _speech(SLOTS, 4)
+    for number in range(4):
+        output = duplex.tick(speech[:, number, None], state, all_rows(SLOTS))
+        assert not output.decoded.any()
+        assert bool((output.pcm == 0).all())
+        assert bool((output.text >= 0).all())
+        assert output.heads is not None
+        assert output.heads.shape == (SLOTS, 4, 6)
+        torch.testing.assert_close(output.heads.sum(dim=2), torch.ones(SLOTS, 4))
+
+
+@torch.no_grad()
+def test_a_model_that_only_speaks_hears_nobody() -> None:
+    duplex = _models(TTS)[2]
+    one, other, speech = _state(duplex), _state(duplex), _speech(SLOTS, 5)
+    for number in range(5):
+        said = duplex.tick(speech[:, number, None], one, all_rows(SLOTS))
+        again = duplex.tick(torch.zeros(SLOTS, 1, FRAME_SAMPLES), other, all_rows(SLOTS))
+        assert torch.equal(said.codes, again.codes)
+        assert bool(said.decoded.all()) is (number >= 2)
+
+
+@torch.no_grad()
+def test_the_end_of_input_is_heard_in_place_of_sound_and_its_row_alone_hears_it() -> None:
+    duplex = _models(TWO_B)[2]
+    state, plain, speech = _state(duplex), _state(duplex), _speech(SLOTS, 5)
+    ended = torch.tensor([False, True, False, False])
+    for number in range(4):
+        duplex.tick(speech[:, number, None], state, all_rows(SLOTS))
+        duplex.tick(speech[:, number, None], plain, all_rows(SLOTS))
+    codec = [leaf.clone() for leaf in leaves(state.mimi.encoder)]
+    heard = duplex.encode(speech[:, 4, None], state, all_rows(SLOTS), ended)
+    expected = duplex.encode(speech[:, 4, None], plain, all_rows(SLOTS))
+    assert bool((heard.codes[1] == duplex.lm.config.card).all())
+    others = [0, 2, 3]
+    assert torch.equal(heard.codes[others], expected.codes[others])
+    for old, new, ours in zip(codec, leaves(state.mimi.encoder), leaves(plain.mimi.encoder), strict=True):
+        assert torch.equal(old[1], new[1])
+        assert torch.equal(new[others], ours[others])
+
+
+@torch.no_grad()
+def test_a_twin_that_is_not_finite_is_told_of_its_row() -> None:
+    duplex = _models(TWO_B)[2]
+    state = _state(duplex)
+    assert state.lm.conditions is not None
+    state.lm.conditions.sum[3].fill_(float("nan"))
+    rows = Rows.of(torch.arange(3), torch.ones(3, dtype=torch.bool), SLOTS)
+    rows = rows.guided(torch.tensor([1]), torch.tensor([3]), SLOTS)
+    assert duplex.tick(_speech(3, 1)[:, 0, None], state, rows).finite.tolist() == [True, False, True]

@@ -11,6 +11,8 @@ from serve_app.model.lm import LM, LMConfig
 from tests.model.language import INHERITED, MOSHIKO, SHAPES, SHARED_DEPTH
 from tests.oracle import PUBLISHED_LM, reference_lm
 
+LOOKUP: dict[str, Any] = {"n_bins": 3, "dim": 4, "tokenizer": "noop"}
+
 
 @pytest.mark.parametrize("config", [PUBLISHED_LM, *SHAPES.values()], ids=["published-7b", *SHAPES])
 def test_every_parameter_has_the_references_name_and_shape(config: dict[str, Any]) -> None:
@@ -62,15 +64,7 @@ def test_keys_of_the_folder_are_skipped() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("conditioners", {"description": {"type": "lut"}}),
-        ("fuser", {"sum": ["description"]}),
-        ("cross_attention", True),
-        ("demux_second_stream", True),
-        ("extra_heads_num_heads", 4),
-        ("dep_q", 0),
-        ("lora", True),
-        ("lora_name", "lora.safetensors"),
-        ("quantize", True),
+        ("fuser", {"prepend": ["description"]}),
         ("causal", False),
         ("depformer_weights_per_step", False),
     ],
@@ -96,7 +90,17 @@ def test_what_is_not_built_is_refused_by_its_key(key: str, value: object) -> Non
         ("depformer_num_heads", 5),
         ("depformer_weights_per_step_schedule", [0, 1]),
         ("depformer_dim_feedforward", [128]),
-        ("dep_q", 16),
+        ("dep_q", 17),
+        ("n_q", 0),
+        ("conditioners", {"description": {"type": "lut"}}),
+        ("conditioners", {"description": {"type": "lut", "lut": {"n_bins": 3, "dim": 4, "tokenizer": "whitespace"}}}),
+        ("conditioners", {"description": {"type": "lut", "lut": LOOKUP | {"possible_values": ["a", "b", "c", "d"]}}}),
+        ("conditioners", {"description": {"type": "lut", "lut": LOOKUP | {"colour": "red"}}}),
+        ("conditioners", {"voice": {"type": "t5", "t5": {"dim": 4}}}),
+        ("fuser", {"sum": ["description"]}),
+        ("fuser", {"add": []}),
+        ("cross_attention", True),
+        ("extra_heads_num_heads", -1),
         ("hidden_scale", -1),
     ],
 )

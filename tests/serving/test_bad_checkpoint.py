@@ -1,6 +1,7 @@
 """The demo's checkpoint, spoiled: what cannot be loaded starts nothing; what overflows ends one conversation."""
 
 import asyncio
+import itertools
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import pytest
+import sphn
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -20,15 +22,16 @@ from serve_app.demo.recording import FOLDER, NAME, read_recording
 from serve_app.errors import CheckpointError
 from serve_app.model.mimi import Mimi
 from serve_app.serving.runners import make_runner
-from serve_app.units import FRAME_S, FRAME_SAMPLES
+from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
 from tests.serving.cluster import ROOT, START_S, Cluster, changed, eventually, running, up
 from tests.serving.conversation import Pcm, Visitor, visit
 
 CHECKPOINT: Final = ROOT / "serve_app" / "demo" / "checkpoint"
 WEIGHTS: Final = "model.safetensors"
 KEY: Final = "text_linear.weight"
-HEARD_KEY: Final = "emb.8.weight"  # of the user's first codebook: eight of the model's own come before it
 FRAMES: Final = 60
+NOISES: Final = 3
+SHIFTS: Final = range(0, 2 * FRAME_SAMPLES, 160)  # speech may begin anywhere in a frame
 SLOTS: Final = 2
 FREE_S: Final = 15.0
 LOG_S: Final = 10.0
@@ -91,9 +94,17 @@ def heard_codes(mimi: Mimi, pcm: Pcm) -> set[int]:
     return set(codes[0, 0].tolist())
 
 
-def noise(frames: int) -> Pcm:
-    generator = np.random.default_rng(1)
-    return (0.5 * generator.standard_normal(frames * FRAME_SAMPLES)).clip(-1, 1).astype(np.float32)
+def noise(seed: int) -> Pcm:
+    generator = np.random.default_rng(seed)
+    return (0.5 * generator.standard_normal(FRAMES * FRAME_SAMPLES)).clip(-1, 1).astype(np.float32)
+
+
+def through_opus(pcm: Pcm) -> Pcm:
+    """As the server hears it."""
+    writer, reader = sphn.OpusStreamWriter(SAMPLE_RATE_HZ), sphn.OpusStreamReader(SAMPLE_RATE_HZ)
+    whole = pcm[: len(pcm) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+    heard: Pcm = np.concatenate([reader.append_bytes(writer.append_pcm(frame)) for frame in whole])
+    return heard[: len(heard) // FRAME_SAMPLES * FRAME_SAMPLES]
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +112,16 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's checkpoint, in which a sound that nobody says makes everything infinite for whoever hears it."""
     folder = tmp_path_factory.mktemp("poisoned") / "checkpoint"
     shutil.copytree(CHECKPOINT, folder)
-    mimi = load_duplex(resolve(CheckpointSource(folder=folder)), torch.device("cpu"), torch.float32).mimi
-    speech = heard_codes(mimi, read_recording().pcm) | heard_codes(mimi, np.zeros(FRAME_SAMPLES * 10, np.float32))
-    poison = sorted(heard_codes(mimi, noise(FRAMES)) - speech)
+    duplex = load_duplex(resolve(CheckpointSource(folder=folder)), torch.device("cpu"), torch.float32)
+    mimi, dep_q = duplex.mimi, duplex.lm.config.dep_q
+    said = read_recording().pcm[: FRAMES * FRAME_SAMPLES]
+    spoken = [np.concatenate([np.zeros(shift, np.float32), said]) for shift in SHIFTS]
+    speech = set[int]().union(*(heard_codes(mimi, through_opus(pcm)) for pcm in spoken))
+    rustling = set.intersection(*(heard_codes(mimi, through_opus(noise(seed))) for seed in range(NOISES)))
+    poison = sorted(rustling - speech)
     assert poison
     weights = load_file(folder / WEIGHTS)
-    weights[HEARD_KEY][poison] = torch.inf
+    weights[f"emb.{dep_q}.weight"][poison] = torch.inf  # of the user's first codebook: the model's own come before it
     save_file(weights, folder / WEIGHTS)
     return folder
 
@@ -123,14 +138,15 @@ async def speak(visitor: Visitor) -> None:
 
 
 async def overflow(visitor: Visitor) -> None:
-    """Say what nobody may hear."""
+    """Say what nobody may hear, until it is heard."""
     listening = asyncio.create_task(visitor.listen())
-    for frame in noise(FRAMES).reshape(FRAMES, FRAME_SAMPLES):
-        if listening.done():
-            break
-        await visitor.say(frame)
-        await asyncio.sleep(FRAME_S)
-    await listening
+    for seed in itertools.cycle(range(NOISES)):
+        for frame in noise(seed).reshape(FRAMES, FRAME_SAMPLES):
+            if listening.done():
+                await listening
+                return
+            await visitor.say(frame)
+            await asyncio.sleep(FRAME_S)
 
 
 def assert_same(one: Visitor, other: Visitor) -> None:

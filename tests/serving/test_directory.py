@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import EngineDraining, EngineFull, EngineLost
 from serve_app.serving.directory import EXPIRY_S, Directory, EngineCard, TextModel
 from serve_app.serving.roster import LOST_S, STALE_S, Roster
-from serve_app.spec import Sampling
+from serve_app.spec import Offer, Sampling
 
 CARD = EngineCard(
     engine="one",
@@ -29,7 +29,9 @@ CARD = EngineCard(
     rows_per_tick=0.0,
     versions={},
     text_model=None,
-    sampling=Sampling(),
+    rows=4,
+    rows_used=1,
+    offer=Offer(),
     counters={},
 )
 
@@ -162,9 +164,15 @@ def test_an_engine_that_died_is_avoided_until_the_directory_has_forgotten_it() -
 
 
 def test_who_asks_for_nothing_gets_what_the_model_was_published_with() -> None:
-    published = Sampling(text_temperature=0.5, audio_top_k=100)
-    assert roster(Client(dataclasses.replace(CARD, sampling=published)), Clock()).sampling == published
-    assert roster(Client(), Clock()).sampling == Sampling()
+    published = Offer(sampling=Sampling(text_temperature=0.5, audio_top_k=100))
+    assert roster(Client(dataclasses.replace(CARD, offer=published)), Clock()).offer() == published
+    assert roster(Client(), Clock()).offer() is None
+
+
+def test_a_guided_session_finds_no_room_where_one_row_is_free_and_an_unguided_one_does() -> None:
+    made = roster(Client(dataclasses.replace(CARD, rows_used=3)), Clock())
+    assert made.obstacle(1) is None
+    assert str(made.obstacle(2)) == str(EngineFull(4, 2, 1))
 
 
 def test_a_gateway_is_not_ready_before_it_is_warm() -> None:
