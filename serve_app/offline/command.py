@@ -187,7 +187,7 @@ def _base(options: argparse.Namespace) -> EngineSettings:
     """What to load and how; the slots are not known yet.
 
     Raises:
-        ConfigError: a deployment without a checkpoint, or one that cannot be read.
+        ConfigError: a deployment without a checkpoint, one that cannot be read, or neither a folder nor a known model.
     """
     own = {
         key: value for key in ("device", "dtype", "context", "threads") if (value := getattr(options, key)) is not None
@@ -200,6 +200,8 @@ def _base(options: argparse.Namespace) -> EngineSettings:
             raise ConfigError(str(target), "has no checkpoint, so there is nothing to run")
         return base.model_copy(update=own | prompts)
     named = target.name in known_models() and not target.is_dir()
+    if not named and not target.is_dir():
+        raise ConfigError("MODEL", f"{target} is no folder, and no model: there are {', '.join(known_models())}")
     checkpoint = {"model": target.name} if named else {"folder": str(target)}
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "float32" if device == "cpu" else "bfloat16"

@@ -166,3 +166,12 @@ def test_a_missing_file_is_named_before_the_model_is_loaded(
 ) -> None:
     assert run(folders / "moshi", tmp_path / "out", tmp_path / "gone.wav") == 2
     assert "gone.wav" in capsys.readouterr().err
+
+
+def test_a_model_that_nobody_knows_is_answered_with_those_that_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "moshisan", tmp_path / "out", write_sound(tmp_path / "a.wav", 0.1)) == 2
+    said = capsys.readouterr().err
+    assert "moshisan is no folder" in said
+    assert "moshiko" in said
