@@ -97,7 +97,7 @@ def test_ready_tells_why_not_while_all_slots_are_taken(cluster: Cluster) -> None
 
 @pytest.mark.parametrize(
     ("query", "name"),
-    [("text_temperature=-1", "text_temperature"), ("audio_topk=x", "audio_topk"), ("pad_mult=2", "pad_mult")],
+    [("text_temperature=-1", "text_temperature"), ("audio_topk=x", "audio_topk"), ("pad_mult=101", "pad_mult")],
 )
 def test_a_wrong_parameter_is_refused_by_name_before_the_upgrade(cluster: Cluster, query: str, name: str) -> None:
     async def talk() -> None:
