@@ -21,6 +21,7 @@ from serve_app.errors import EngineLost
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard, TextModel
 from serve_app.serving.granted import Answer
+from serve_app.serving.instruments import EngineInstruments
 from serve_app.serving.lease_desk import LeaseDesk
 from serve_app.serving.process import package_versions, resident_bytes
 from serve_app.serving.ray_calls import DirectoryHandle, http_host, link_host
@@ -51,7 +52,14 @@ class EngineReplica:
         self._text_model = _text_model(made)
         self._about = made.runner.describe()
         limits = Limits(**self._settings.limits.model_dump(), unopened_s=2 * self._settings.attach_s)
-        self._engine = Engine(made.runner, limits=limits, slots=self._settings.slots, clock=time.monotonic)
+        self._instruments = EngineInstruments()
+        self._engine = Engine(
+            made.runner,
+            limits=limits,
+            slots=self._settings.slots,
+            clock=time.monotonic,
+            observer=self._instruments,
+        )
         self._loop = EngineLoop(
             self._engine, pace=Pace(**self._settings.pace.model_dump()), on_dead=_leave_process_soon
         )
@@ -97,6 +105,7 @@ class EngineReplica:
         while True:
             # First a pause: gateways shall not hear of this engine before Ray has told them where it is.
             await asyncio.sleep(HEARTBEAT_S)
+            self._show()
             try:
                 async with asyncio.timeout(REPORT_S):
                     orders = await self._directory.report(self.card())
@@ -107,6 +116,11 @@ class EngineReplica:
                         await self._directory.report(self.card())
             except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
                 logger.debug("the directory does not answer: %r", error)
+
+    def _show(self) -> None:
+        stats = self._engine.stats()
+        healthy = stats.healthy and self._loop.alive
+        self._instruments.show(stats, healthy=healthy, resident_bytes=resident_bytes())
 
     async def _leave(self) -> None:
         """The whole deployment goes down: no new sessions, and those that are there are told."""

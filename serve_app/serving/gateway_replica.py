@@ -19,13 +19,15 @@ from serve_app.audio.opus import OpusSender
 from serve_app.checkpoint.text import TextPieces
 from serve_app.config import GatewaySettings, access_key, proxy_mode, require_key_beyond_loopback
 from serve_app.errors import ChorusError, EngineFull, EngineLost
+from serve_app.link.channel import Channel
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.answers import NOT_FOUND, refusal
 from serve_app.serving.connection import Connection
-from serve_app.serving.directory import EngineCard
+from serve_app.serving.directory import HEARTBEAT_S, EngineCard
 from serve_app.serving.door import Door
 from serve_app.serving.granted import Granted
 from serve_app.serving.info import describe
+from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
@@ -64,7 +66,9 @@ class GatewayReplica:
         self._texts = Texts(self._directory.text_model)
         self._roster = Roster(self._directory, time.monotonic, self._warm, self._links.take_lost)
         self._meter = Meter()
+        self._instruments = GatewayInstruments()
         self._watch = asyncio.create_task(self._roster.watch())
+        self._showing = asyncio.create_task(self._show())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray serves for this replica."""
@@ -132,7 +136,9 @@ class GatewayReplica:
 
         Returns what the text tokens of the engine that granted it mean.
         """
+        began_s = time.monotonic()
         granted = await self._ask(session, rows)
+        self._instruments.granted(time.monotonic() - began_s)
         try:
             return await asyncio.wait_for(self._texts.pieces(granted.text_model), TEXT_S)
         except (LookupError, TimeoutError):
@@ -153,7 +159,7 @@ class GatewayReplica:
         watched = WatchedSocket(socket)
         connection = Connection(
             watched,
-            lambda: session.attach(self._settings.opened_s),
+            lambda: self._attach(session),
             pieces.stream() if pieces is not None else None,
             time.monotonic,
             silence_s=self._settings.silence_s,
@@ -182,6 +188,17 @@ class GatewayReplica:
                     ending.dropped,
                     ending.discarded,
                 )
+
+    async def _attach(self, session: Session) -> Channel:
+        began_s = time.monotonic()
+        channel = await session.attach(self._settings.opened_s)
+        self._instruments.shook_hands(time.monotonic() - began_s)
+        return channel
+
+    async def _show(self) -> None:
+        while True:
+            self._instruments.show(self._meter)
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def _warm(self, engines: Sequence[EngineCard]) -> None:
         """Before the first visitor: the text model, and one lease there and back, so that Ray's routes are known."""

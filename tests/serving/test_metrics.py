@@ -1,0 +1,132 @@
+"""Ray's endpoint shows what the table promises, and a real Prometheus answers every expression that ships."""
+
+import asyncio
+import json
+import re
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.observability.metrics import METRICS, Metric, MetricKind
+from serve_app.serving.environment import free_port
+from tests.observability.board import DEPLOY, RULES, alerts, board_expressions, recorded_expressions
+from tests.serving.cluster import ROOT, Cluster, eventually, running, up
+from tests.serving.conversation import TEST_S, tone, visit
+
+EXPORT_S = 40.0
+PROMETHEUS = shutil.which("prometheus") or ""
+SESSION = re.compile(r"(/\S*/session_\d[^/\s]*)/")
+
+
+@pytest.fixture(scope="module")
+def visited() -> Iterator[Cluster]:
+    """Somebody has spoken and gone, and somebody has asked for what is not there."""
+
+    async def talk(cluster: Cluster) -> None:
+        async with asyncio.timeout(TEST_S), visit(cluster.chat) as visitor:
+            await visitor.say_in_real_time(tone(300, 12))
+
+    with up(ROOT / "configs" / "passthrough.yaml") as cluster:
+        asyncio.run(talk(cluster))
+        yield cluster
+
+
+def endpoint(cluster: Cluster) -> str:
+    """Where the cluster's node shows its metrics."""
+    cluster.family.look()
+    titles = (Path(f"/proc/{process}/cmdline") for process in cluster.family.left())
+    words = " ".join(title.read_bytes().replace(b"\0", b" ").decode() for title in titles if title.exists())
+    session = SESSION.search(words)
+    assert session is not None
+    (port,) = Path(session[1]).glob("metrics_export_port_*")
+    return f"127.0.0.1:{port.read_text().strip()}"
+
+
+def exported(cluster: Cluster) -> str:
+    """Everything on the endpoint."""
+    with urllib.request.urlopen(f"http://{endpoint(cluster)}/metrics", timeout=10) as response:
+        text: str = response.read().decode()
+    return text
+
+
+@pytest.mark.parametrize(
+    "metric", [metric for metric in METRICS if metric.kind is not MetricKind.COUNTER], ids=lambda metric: metric.name
+)
+def test_every_state_and_time_is_exported(visited: Cluster, metric: Metric) -> None:
+    name = metric.exported + ("_bucket" if metric.kind is MetricKind.HISTOGRAM else "")
+    eventually(lambda: f"\n{name}{{" in exported(visited), EXPORT_S)
+
+
+def test_what_has_happened_is_counted_by_its_cause(visited: Cluster) -> None:
+    def count() -> list[str]:
+        return re.findall(r'\nray_chorus_conversations_ended_total\{.*cause="client".*\} ([\d.]+)', exported(visited))
+
+    eventually(lambda: count() == ["1.0"], EXPORT_S)
+
+
+def test_every_stage_of_a_tick_has_its_time(visited: Cluster) -> None:
+    stages = set(re.findall(r'ray_chorus_tick_seconds_count\{.*stage="(\w+)"', exported(visited)))
+    assert {"tick", "wait"} <= stages
+
+
+@pytest.fixture(scope="module")
+def prometheus(visited: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Prometheus that scrapes the cluster with the configuration that ships, only faster."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(RULES)]
+    (job,) = config["scrape_configs"]
+    del job["file_sd_configs"]
+    job["static_configs"] = [{"targets": [endpoint(visited)]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    port = free_port("127.0.0.1", 0)
+    command = [PROMETHEUS, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    with running([*command, f"--web.listen-address=127.0.0.1:{port}"]):
+        address = f"http://127.0.0.1:{port}"
+        eventually(lambda: answers(address, "ray_chorus_slots"), EXPORT_S)
+        yield address
+
+
+def answers(address: str, expression: str) -> list[object]:
+    """The series that an expression gives."""
+    query = urllib.parse.urlencode({"query": expression})
+    try:
+        with urllib.request.urlopen(f"{address}/api/v1/query?{query}", timeout=10) as response:
+            found: list[object] = json.load(response)["data"]["result"]
+    except urllib.error.URLError:  # it starts
+        return []
+    return found
+
+
+needs_prometheus = pytest.mark.skipif(not PROMETHEUS, reason="NOT TESTED: dashboard and alerts; there is no Prometheus")
+
+
+@needs_prometheus
+def test_every_expression_of_dashboard_and_rules_gives_a_series(visited: Cluster, prometheus: str) -> None:
+    async def talk() -> None:
+        async with asyncio.timeout(4 * TEST_S):
+            while silent:
+                async with visit(visited.chat) as visitor:
+                    await visitor.say_in_real_time(tone(300, 12))
+                silent.difference_update({name for name in silent if answers(prometheus, expressions[name])})
+
+    expressions = {**board_expressions(), **recorded_expressions()}
+    silent = set(expressions)
+    try:
+        asyncio.run(talk())
+    except TimeoutError:
+        assert not silent, {name: expressions[name] for name in silent}
+
+
+@needs_prometheus
+def test_no_alert_fires_on_a_healthy_server(prometheus: str) -> None:
+    for name, expression in alerts().items():
+        if name != "ChorusIsFull":  # four slots, and a visitor or two
+            assert answers(prometheus, expression) == [], name
