@@ -333,6 +333,19 @@ class ConfigError(ChorusError):
         return f"{self.where}: {self.why}"
 
 
+class LedgerError(ChorusError):
+    """The ledger's database cannot be read or written. Never shows its address, which may hold a password."""
+
+    reason = "ledger"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"ledger: {self.why}"
+
+
 class CheckpointError(ChorusError):
     """A checkpoint folder that cannot be loaded: every problem found, each naming its file, key and shapes."""
 

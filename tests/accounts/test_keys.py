@@ -13,6 +13,8 @@ from serve_app.accounts.keys_file import KeysFile
 from serve_app.errors import ConfigError, NotAllowed
 from tests.admission.clock import Clock, counted_bytes
 
+ID, DIGEST = "0" * 12, "0" * 64
+
 
 def file_in(folder: Path, clock: Clock | None = None) -> KeysFile:
     return KeysFile(folder / "keys.json", clock or Clock(), counted_bytes())
@@ -68,7 +70,10 @@ def test_an_id_that_is_drawn_twice_is_drawn_again(tmp_path: Path) -> None:
     ["", "{", "[]", "null",
      '{"version": 2, "keys": []}', '{"version": 1}', '{"version": 1, "keys": [{}]}', "[" * 10_000,
      '{"version": 1, "keys": [{"key": "x", "tenant": "a", "digest": "b", "created_s": 0}]}',
-     '{"version": 1, "keys": [{"key": "000000000000", "tenant": "../a", "digest": "%s", "created_s": 0}]}' % ("0" * 64)],
+     '{"version": 1, "keys": [{"key": "' + ID + '", "tenant": "../a", "digest": "' + DIGEST + '", "created_s": 0}]}',
+     '{"version": 1, "keys": [{"key": "' + ID + '", "tenant": "a", "digest": "' + DIGEST + '"}]}',
+     '{"version": 1, "keys": [{"key": "' + ID + '", "tenant": "a", "digest": "x", "created_s": 0}]}',
+     ],
     ids=lambda text: text[:30],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_by_name_and_never_overwritten(content: str, tmp_path: Path) -> None:
