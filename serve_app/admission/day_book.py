@@ -14,6 +14,7 @@ from typing import Final
 from serve_app.units import SessionId
 
 DAY_S: Final = 86_400
+EPOCH: Final = datetime.date(1970, 1, 1)
 KEPT_DAYS: Final = 4
 """Days whose totals are kept: after a clock that jumped has come back, the day that it left still counts."""
 
@@ -49,13 +50,17 @@ class DayBook:
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
+        self._today = 0, EPOCH.isoformat()  # kept, because every session asks every second
         self._totals: collections.OrderedDict[Day, dict[str, float]] = collections.OrderedDict()
         self._meters: dict[SessionId, _Meter] = {}
         self._unwritten: dict[tuple[SessionId, Day], Charge] = {}
 
     @property
     def today(self) -> Day:
-        return datetime.datetime.fromtimestamp(self._wall(), datetime.UTC).date().isoformat()
+        number = int(self._wall() // DAY_S)
+        if number != self._today[0]:
+            self._today = number, (EPOCH + datetime.timedelta(number)).isoformat()
+        return self._today[1]
 
     @property
     def to_midnight_s(self) -> float:
