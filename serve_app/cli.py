@@ -14,6 +14,7 @@ ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
     "keys": ("serve_app.accounts.keys_command", "create, revoke and list the keys of tenants"),
     "ledger": ("serve_app.accounts.ledger_command", "print what tenants spoke, by day, as CSV"),
+    "fleet": ("serve_app.fleet.command", "simulate a fleet: how many engines for how many callers"),
 }
 """Commands that read their own arguments: module with a ``main`` of them, and what they do."""
 
