@@ -175,6 +175,6 @@ class LeastLoaded(AnyOrder):
     policy = Policy.LEAST_LOADED
 
 
-AnyOrder.TestCase.settings = LeastLoaded.TestCase.settings = settings(stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = LeastLoaded.TestCase.settings = settings(stateful_step_count=40, max_examples=60)
 TestRowsAreConservedInAnyOrder = AnyOrder.TestCase
 TestRowsAreConservedUnderLeastLoadedToo = LeastLoaded.TestCase

@@ -160,9 +160,11 @@ def test_with_one_row_each_a_place_is_when_one_is_let_in(held: dict[str, int], a
 
 @given(st.data())
 def test_any_order_of_joining_and_leaving_keeps_the_count(data: st.DataObject) -> None:
-    line, inside = Line(limit=6), []
+    line = Line(limit=6)
+    inside: list[Waiter] = []
     for _ in range(data.draw(st.integers(0, 40))):
-        if inside and data.draw(st.booleans()):
+        leaving = data.draw(st.booleans())
+        if inside and leaving:
             waiter = inside.pop(data.draw(st.integers(0, len(inside) - 1)))
             line.queue.leave(waiter)
         else:
