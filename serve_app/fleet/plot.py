@@ -28,7 +28,7 @@ def draw(fleet: Fleet, outcome: Outcome, path: Path) -> None:
         f"{fleet.engines} engines of {fleet.rows} rows: blocking {outcome.all.blocking:.2%}, "
         f"utilisation {outcome.utilisation:.1%}, mean wait {outcome.all.mean_wait_s:.1f} s"
     )
-    axes.legend(loc="upper right")
+    axes.legend(loc="center left")
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
