@@ -7,7 +7,6 @@ session notices. Callers in the queue ask again with how long they have waited.
 Pure: no thread, no socket, no clock of its own. Every call costs microseconds; none may come from two threads at once.
 """
 
-import collections
 import heapq
 import itertools
 import math
@@ -16,10 +15,10 @@ from typing import Final
 
 from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait
 from serve_app.admission.day_book import Charge, Day, DayBook
-from serve_app.admission.deadlines import Deadlines
-from serve_app.admission.pool import EngineRecord, Entry, Pool, State
+from serve_app.admission.pool import Entry, Pool, State
 from serve_app.admission.queue import Waiter
 from serve_app.admission.quotas import SESSIONS_RETRY_S, Quotas
+from serve_app.admission.register import Charged, Register
 from serve_app.admission.rules import Rules
 from serve_app.admission.tenants import Tenant, Tenants
 from serve_app.admission.views import EngineView, LiveSession, Orders, PoolStatus
@@ -38,9 +37,6 @@ from serve_app.units import SessionId
 MAX_ROWS: Final = 1_024
 RETRY_S: Final = 30.0
 """When to come again if nothing is known about the queue."""
-
-Charged = Callable[[Sequence[SessionId]], Mapping[SessionId, Mapping[Day, float]]]
-"""What the ledger has of these sessions, by day."""
 
 
 class Authority:
@@ -70,16 +66,10 @@ class Authority:
         self._tenants = tenants
         self._rules = rules
         self._clock = clock
-        self._charged = charged
         self._on_granted = granted
         self._book = DayBook(wall)
         self._quotas = Quotas(self._book, clock)
-        self._pools = {model: Pool(model, rules) for model in models}
-        self._engines: dict[EngineName, EngineRecord] = {}
-        self._entries: dict[SessionId, Entry] = {}
-        self._sessions: dict[str, int] = {}  # by tenant, those that wait included
-        # Who left lately, with the time until which a report may still list it. Ordered, for a cheap first.
-        self._left: collections.OrderedDict[SessionId, float] = collections.OrderedDict()
+        self._register = Register(models, rules, self._book, charged)
         self._timers: list[tuple[float, int, Entry]] = []
         self._serial = itertools.count()
         self._settled_s = clock() + rules.settle_s
@@ -95,7 +85,7 @@ class Authority:
         """
         now_s = self._clock()
         self._expire(now_s)
-        entry = self._entries.get(request.session)
+        entry = self._register.entries.get(request.session)
         try:
             tenant = self._tenants.require(request.tenant)
             if entry is None:
@@ -108,12 +98,14 @@ class Authority:
         """The engine has opened the session. False: the grant had expired, so close it; its rows may be another's."""
         now_s = self._clock()
         self._expire(now_s)
-        entry = self._entries.get(granted.request.session)
+        entry = self._register.entries.get(granted.request.session)
         if entry is None and not self._settled:
-            entry = self._adopt(granted.request, self._engine(granted.engine, granted.request.model, now_s), now_s)
+            entry = self._register.adopt(
+                granted.request, self._register.engine(granted.engine, granted.request.model, now_s), now_s
+            )
         if entry is None or entry.engine is None or entry.engine.name != granted.engine:
             return False
-        self._live(entry, now_s)
+        entry.went_live(now_s)
         return True
 
     def leave(self, session: SessionId, audio_s: float | None = None) -> None:
@@ -124,17 +116,14 @@ class Authority:
         """
         now_s = self._clock()
         self._expire(now_s)
-        entry = self._entries.get(session)
+        entry = self._register.entries.get(session)
         if entry is None:
             return
         if entry.state is State.LIVE:
             entry.pool.lasted(now_s - entry.since_s)
         if audio_s is not None and entry.engine is not None:
             self._book.note(session, entry.request.tenant, audio_s)
-        if entry.engine is not None and entry.listed:
-            self._left[session] = now_s + self._rules.left_s
-            self._left.move_to_end(session)
-        self._drop(entry)
+        self._register.left(entry, now_s)
         self._pump(entry.pool, now_s)
 
     # --- engines ------------------------------------------------------------------------------------------------------
@@ -143,28 +132,22 @@ class Authority:
         """Hear from an engine: its rows, its sessions, its state. This is also how a successor learns everything."""
         now_s = self._clock()
         self._expire(now_s)
-        engine = self._engine(view.engine, view.model, now_s)
+        engine = self._register.engine(view.engine, view.model, now_s)
         engine.seen_s = now_s
         engine.deadlines.report(view.ticks, view.overruns)
-        self._reconcile(engine, view.sessions, now_s)
+        self._register.reconcile(engine, view.sessions, now_s)
         takes = view.healthy and not view.draining and engine.deadlines.kept
         engine.pool.placement.put(view.engine, view.rows, open_=takes)
         engine.pool.measured()
-        for pool in self._pools.values():  # a session that moved may have left another model's
+        for pool in self._register.pools.values():  # a session that moved may have left another model's
             self._pump(pool, now_s)
         return self._orders(view.sessions)
 
     def forget(self, name: EngineName) -> None:
         """An engine is gone, with its sessions. Unknown ones are gone already."""
-        engine = self._engines.pop(name, None)
-        if engine is None:
-            return
-        for entry in list(engine.entries.values()):
-            self._drop(entry)
-        del engine.pool.engines[name]
-        engine.pool.placement.remove(name)
-        engine.pool.measured()
-        self._pump(engine.pool, self._clock())
+        pool = self._register.forget(name)
+        if pool is not None:
+            self._pump(pool, self._clock())
 
     # --- the host -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +155,7 @@ class Authority:
         """Let time do its work when nobody calls. The host calls it about once a second."""
         now_s = self._clock()
         self._expire(now_s)
-        for engine in list(self._engines.values()):
+        for engine in list(self._register.engines.values()):
             if now_s - engine.seen_s > self._rules.silent_s:
                 self.forget(engine.name)
 
@@ -195,29 +178,28 @@ class Authority:
 
     def status(self) -> list[PoolStatus]:
         """Every model's numbers."""
-        return [pool.status() for pool in self._pools.values()]
+        return [pool.status() for pool in self._register.pools.values()]
 
     def sessions_of(self, tenant: str) -> int:
         """A tenant's callers, those that wait included."""
-        return self._sessions.get(tenant, 0)
+        return self._register.sessions_of(tenant)
 
     # --- a caller's way -----------------------------------------------------------------------------------------------
 
     def _arrive(self, request: AdmissionRequest, tenant: Tenant, now_s: float) -> Answer:
         tenant.permit(request.model, request.parameters)
-        pool = self._pools.get(request.model)
+        pool = self._register.pools.get(request.model)
         if pool is None:
             raise ModelUnknown(request.model)
         if not 1 <= request.rows <= (pool.largest or MAX_ROWS):
             raise ParameterRefused("rows", request.rows, f"must be between 1 and {pool.largest or MAX_ROWS}")
-        self._quotas.require(tenant, self._sessions.get(tenant.name, 0))
+        self._quotas.require(tenant, self._register.sessions_of(tenant.name))
         entry = Entry(request, pool, State.WAITING, now_s)
         name = pool.placement.take(request.rows) if self._settled and not len(pool.queue) else None
         if name is None:
             self._enqueue(entry, tenant, now_s)
         self._quotas.started(tenant)
-        self._entries[request.session] = entry
-        self._sessions[tenant.name] = self._sessions.get(tenant.name, 0) + 1
+        self._register.add(entry)
         if name is None:
             self._pump(pool, now_s)  # it may be next, and fit where who was next did not
         else:
@@ -241,7 +223,7 @@ class Authority:
             full = QueueFull(len(pool.queue), pool.eta_s(1) or RETRY_S)
             if pushed is entry.waiter:
                 raise full
-            self._push_out(self._entries[pushed.session], full)
+            self._push_out(self._register.entries[pushed.session], full)
         self._remind(now_s + self._rules.abandon_s, entry)
 
     def _push_out(self, entry: Entry, refusal: ChorusError) -> None:
@@ -256,7 +238,7 @@ class Authority:
         rows idle meanwhile, a few in a large fleet.
         """
         while self._settled and (waiter := pool.queue.head()) is not None:
-            entry = self._entries[waiter.session]
+            entry = self._register.entries[waiter.session]
             tenant = self._tenants.get(waiter.tenant)
             refusal = self._too_late(waiter, tenant, pool)
             if refusal is not None:
@@ -275,30 +257,15 @@ class Authority:
         """Why one that waits may not start: tenants or engines have changed, or a predecessor's sessions count."""
         if tenant is None:
             return NotAllowed("no such tenant")
-        if self._sessions[tenant.name] > tenant.concurrent_sessions:
+        if self._register.sessions_of(tenant.name) > tenant.concurrent_sessions:
             return TooManySessions(tenant.concurrent_sessions, SESSIONS_RETRY_S)
         if tenant.models is not None and pool.model not in tenant.models:
             return Forbidden(f"model {pool.model[:64]!r}")
         return EngineLost() if 0 < pool.largest < waiter.rows else None
 
     def _reserve(self, entry: Entry, name: EngineName, now_s: float) -> None:
-        entry.pool.reserve(entry, self._engines[name], now_s)
+        entry.pool.reserve(entry, self._register.engines[name], now_s)
         self._remind(now_s + self._rules.confirm_s, entry)
-
-    def _live(self, entry: Entry, now_s: float) -> None:
-        if entry.state is State.RESERVED:
-            entry.state, entry.since_s = State.LIVE, now_s
-
-    def _drop(self, entry: Entry) -> None:
-        """Forget a caller, whatever its state, and give back what it had."""
-        entry.pool.release(entry)
-        entry.state = State.GONE
-        del self._entries[entry.request.session]
-        tenant = entry.request.tenant
-        self._sessions[tenant] -= 1
-        if not self._sessions[tenant]:
-            del self._sessions[tenant]
-        self._book.forget(entry.request.session)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -310,65 +277,12 @@ class Authority:
     def _answer(self, entry: Entry, tenant: Tenant, now_s: float) -> Answer:
         """Where the caller stands. Raises the error of one that was pushed out, and forgets it."""
         if entry.state is State.PUSHED_OUT:
-            self._drop(entry)
+            self._register.drop(entry)
             raise entry.refusal or EngineLost()
         if entry.waiter is None:
             return self._grant(entry, tenant, now_s)
         place = entry.pool.queue.place(entry.waiter)
         return Wait(place, entry.pool.eta_s(place), self._rules.ask_again_s)
-
-    # --- what engines say ---------------------------------------------------------------------------------------------
-
-    def _engine(self, name: EngineName, model: str, now_s: float) -> EngineRecord:
-        """The record of an engine. One not heard of takes nobody until it reports."""
-        engine = self._engines.get(name)
-        if engine is not None and engine.pool.model != model:
-            self.forget(name)
-            engine = None
-        if engine is None:
-            pool = self._pools.get(model)
-            if pool is None:
-                pool = self._pools[model] = Pool(model, self._rules)
-            engine = EngineRecord(name, pool, Deadlines(self._rules.deadlines), now_s)
-            self._engines[name] = pool.engines[name] = engine
-            pool.placement.put(name, 0, open_=False)
-        return engine
-
-    def _reconcile(self, engine: EngineRecord, sessions: Sequence[LiveSession], now_s: float) -> None:
-        """Make our account of an engine say what the engine says."""
-        listed = {session.session for session in sessions}
-        for gone in [one for one in engine.entries.values() if one.request.session not in listed]:
-            if gone.listed:
-                gone.pool.lasted(now_s - gone.since_s)
-                self._drop(gone)
-            elif gone.state is State.LIVE and now_s - gone.since_s > self._rules.unlisted_s:
-                self._drop(gone)  # confirmed, and never opened
-        here = [session for session in sessions if session.session not in self._left]
-        unknown = [session.session for session in here if session.session not in self._entries]
-        charged = self._charged(unknown) if unknown else {}
-        for session in here:
-            entry = self._entries.get(session.session)
-            if entry is None:
-                self._book.adopt(session.session, session.tenant, charged.get(session.session, {}))
-            if entry is None or entry.engine is not engine or entry.request.rows != session.rows:
-                entry = self._move_in(session, entry, engine, now_s)
-            entry.listed = True
-            self._live(entry, now_s)
-            self._book.note(session.session, session.tenant, session.audio_s)
-
-    def _move_in(self, session: LiveSession, before: Entry | None, engine: EngineRecord, now_s: float) -> Entry:
-        """It waits with us and lives there, or it moved, or we never knew it: the engine that has it is right."""
-        if before is not None:
-            self._drop(before)
-        request = AdmissionRequest(session.session, session.tenant, engine.pool.model, session.rows)
-        return self._adopt(request, engine, now_s)
-
-    def _adopt(self, request: AdmissionRequest, engine: EngineRecord, now_s: float) -> Entry:
-        entry = Entry(request, engine.pool, State.LIVE, now_s)
-        engine.pool.adopt(entry, engine, now_s)
-        self._entries[request.session] = entry
-        self._sessions[request.tenant] = self._sessions.get(request.tenant, 0) + 1
-        return entry
 
     def _orders(self, sessions: Sequence[LiveSession]) -> Orders:
         spent = set()
@@ -388,7 +302,7 @@ class Authority:
         """Give back what nobody came for. A timer only says when to look: the entry knows whether it is time."""
         if not self._settled and now_s >= self._settled_s:
             self._settled = True
-            for pool in self._pools.values():
+            for pool in self._register.pools.values():
                 self._pump(pool, now_s)
         while self._timers and self._timers[0][0] <= now_s:
             _, _, entry = heapq.heappop(self._timers)
@@ -402,10 +316,6 @@ class Authority:
             if due_s > now_s:
                 self._remind(due_s, entry)
             else:
-                self._drop(entry)
+                self._register.drop(entry)
                 self._pump(entry.pool, now_s)
-        while self._left:
-            session, until_s = next(iter(self._left.items()))
-            if until_s > now_s:
-                break
-            del self._left[session]
+        self._register.expire(now_s)

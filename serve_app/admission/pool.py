@@ -46,6 +46,11 @@ class Entry:
     refusal: ChorusError | None = None
     listed: bool = False
 
+    def went_live(self, now_s: float) -> None:
+        """Its engine opened it, as its gateway or the engine says. Changes nothing the second time."""
+        if self.state is State.RESERVED:
+            self.state, self.since_s = State.LIVE, now_s
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class EngineRecord:

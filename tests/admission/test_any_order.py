@@ -133,19 +133,21 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def the_account_adds_up(self) -> None:
         authority = self.world.authority
-        for pool in authority._pools.values():
+        for pool in authority._register.pools.values():
             for engine in pool.engines.values():
                 assert pool.placement.used_of(engine.name) == sum(e.request.rows for e in engine.entries.values())
-            assert len(pool.queue) == sum(e.waiter is not None for e in authority._entries.values() if e.pool is pool)
+            assert len(pool.queue) == sum(
+                e.waiter is not None for e in authority._register.entries.values() if e.pool is pool
+            )
             held = sum(pool.queue.held_by(name) for name in "abc")
             assert held == pool.placement.used
-        assert sum(authority.sessions_of(name) for name in "abc") == len(authority._entries)
+        assert sum(authority.sessions_of(name) for name in "abc") == len(authority._register.entries)
 
     @invariant()
     def nobody_waits_beside_rows_that_fit(self) -> None:
         if self.world.clock.now_s >= self.unsettled_until_s:
             self.world.authority.turn()
-            for pool in self.world.authority._pools.values():
+            for pool in self.world.authority._register.pools.values():
                 head = pool.queue.head()
                 assert head is None or pool.placement._filled >> head.rows == 0
 
@@ -164,8 +166,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.pass_time(30)
         assert (self.world.used, self.world.waiting) == (0, 0)
         authority = self.world.authority
-        assert not any((authority._entries, authority._timers, authority._left, authority._sessions))
-        for pool in authority._pools.values():
+        assert not any(
+            (authority._register.entries, authority._timers, authority._register._left, authority._register._sessions)
+        )
+        for pool in authority._register.pools.values():
             assert not any((pool.queue._lines, pool.queue._waiting))
             open_rows = sum(e.rows for e in self.world.engines.values() if e.healthy and not e.draining)
             assert pool.placement.open_rows == open_rows
