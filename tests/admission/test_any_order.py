@@ -24,8 +24,8 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(
-            3,
             2,
+            1,
             tenants=TENANTS,
             rules=Rules(queue_limit=5, confirm_s=CONFIRM_S, abandon_s=ABANDON_S, silent_s=SILENT_S, policy=self.policy),
         )
@@ -49,9 +49,12 @@ class AnyOrder(RuleBasedStateMachine):
             case Refused(error=error):
                 assert error.reason in {"queue_full", "too_many_sessions", "engine_lost", "bad_parameter"}
 
-    @rule(tenant=st.sampled_from("abc"), rows=st.sampled_from([1, 1, 1, 2, 3]))
-    def arrive(self, tenant: str, rows: int) -> None:
-        self.hear(self.world.request(tenant, rows))
+    @rule(
+        callers=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([1, 1, 1, 1, 2, 3])), min_size=1, max_size=4)
+    )
+    def arrive(self, callers: list[tuple[str, int]]) -> None:
+        for tenant, rows in callers:
+            self.hear(self.world.request(tenant, rows))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data(), waited_s=st.floats(0, 100))
@@ -61,10 +64,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.hear(AdmissionRequest(session, asked.tenant, asked.model, asked.rows, waited_s=waited_s))
 
     @precondition(lambda self: self.granted)
-    @rule(data=st.data(), confirm_first=st.booleans())
-    def open(self, data: st.DataObject, confirm_first: bool) -> None:
+    @rule(data=st.data(), confirm_first=st.booleans(), everybody=st.booleans())
+    def open(self, data: st.DataObject, confirm_first: bool, everybody: bool) -> None:
         """A gateway keeps to the time of its grant. The engine would refuse a row too many, and never has to."""
-        session = data.draw(st.sampled_from(list(self.granted)))
+        here = list(self.granted)
+        for session in here if everybody else [data.draw(st.sampled_from(here))]:
+            self.open_one(session, confirm_first)
+
+    def open_one(self, session: SessionId, confirm_first: bool) -> None:
         granted, until_s = self.granted.pop(session)
         engine = self.world.engines.get(granted.engine)
         if engine is None or self.world.clock.now_s >= until_s:
@@ -104,8 +111,8 @@ class AnyOrder(RuleBasedStateMachine):
         setattr(engine, what, not getattr(engine, what))
         self.world.report(engine)
 
-    @precondition(lambda self: len(self.world.engines) < 4)
-    @rule(rows=st.integers(1, 3))
+    @precondition(lambda self: len(self.world.engines) < 3)
+    @rule(rows=st.integers(1, 2))
     def add_engine(self, rows: int) -> None:
         self.world.add_engine(rows)
 
@@ -117,6 +124,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.live = [session for session in self.live if session not in engine.sessions]
         if told:
             self.world.authority.forget(engine.name)
+        self.world.add_engine(engine.rows)
 
     @rule()
     def succeed(self) -> None:
@@ -179,6 +187,6 @@ class LeastLoaded(AnyOrder):
     policy = Policy.LEAST_LOADED
 
 
-AnyOrder.TestCase.settings = LeastLoaded.TestCase.settings = settings(stateful_step_count=40, max_examples=60)
+AnyOrder.TestCase.settings = LeastLoaded.TestCase.settings = settings(stateful_step_count=40, max_examples=100)
 TestRowsAreConservedInAnyOrder = AnyOrder.TestCase
 TestRowsAreConservedUnderLeastLoadedToo = LeastLoaded.TestCase
