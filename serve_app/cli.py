@@ -1,4 +1,4 @@
-"""The command line: ``serve_app up``, ``talk``, ``run``, ``plan``. Each command imports what it needs when it runs."""
+"""The command line: ``serve_app up`` and the others below. Each command imports what it needs when it runs."""
 
 import argparse
 import importlib
@@ -13,6 +13,9 @@ ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "talk": ("serve_app.client.talk", "speak a WAV file to a server and record the answer"),
     "run": ("serve_app.offline.command", "recordings through a model, many at once, without a server"),
     "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
+    "keys": ("serve_app.accounts.keys_command", "create, revoke and list the keys of tenants"),
+    "ledger": ("serve_app.accounts.ledger_command", "print what tenants spoke, by day, as CSV"),
+    "fleet": ("serve_app.fleet.command", "simulate a fleet: how many engines for how many callers"),
 }
 """Commands that read their own arguments: module with a ``main`` of them, and what they do."""
 

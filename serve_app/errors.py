@@ -26,6 +26,7 @@ class ChorusError(Exception):
         close_code: WebSocket close code once the connection is open.
         http_status: status before the upgrade.
         retry: whether the same request may succeed later.
+        retry_after_s: how much later, where somebody knows; set by the instance.
     """
 
     reason: ClassVar[str] = "internal"
@@ -33,6 +34,7 @@ class ChorusError(Exception):
     close_code: ClassVar[int] = 1011
     http_status: ClassVar[int] = 500
     retry: ClassVar[bool] = False
+    retry_after_s: float | None = None
 
     def public(self) -> str:
         """The sentence that may be shown to the peer. Internal faults show no internals."""
@@ -134,6 +136,85 @@ class NotAllowed(PeerError):
         return f"not allowed: {self.why}"
 
 
+class Forbidden(PeerError):
+    """We know who asks, and this tenant may not have what it asks for: a model, a parameter, a page's origin."""
+
+    reason = "forbidden"
+    close_code = 1008
+    http_status = 403
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"not allowed for this tenant: {self.what}"
+
+
+class ModelUnknown(PeerError):
+    """Nobody here serves the model that was asked for."""
+
+    reason = "unknown_model"
+    close_code = 1008
+    http_status = 404
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return f"no such model: {self.model[:64]!r}"
+
+
+class QuotaError(PeerError):
+    """A tenant has what it may have; says when to come again."""
+
+    reason = "quota"
+    close_code = 1013
+    http_status = 429
+    retry = True
+
+    def __init__(self, limit: float, retry_after_s: float) -> None:
+        super().__init__(limit, retry_after_s)
+        self.limit, self.retry_after_s = limit, retry_after_s
+
+
+class TooManySessions(QuotaError):
+    """Sessions at a time, those that wait included."""
+
+    reason = "too_many_sessions"
+
+    def __str__(self) -> str:
+        return f"{self.limit:g} sessions at a time are allowed"
+
+
+class TooManyStarts(QuotaError):
+    """New sessions a minute."""
+
+    reason = "too_many_starts"
+
+    def __str__(self) -> str:
+        return f"{self.limit:g} new sessions a minute are allowed"
+
+
+class DaySpent(QuotaError):
+    """Seconds of audio a day, counted from midnight UTC."""
+
+    reason = "day_spent"
+
+    def __str__(self) -> str:
+        return f"the day's {self.limit:g} seconds of audio are spent"
+
+
+class TooManyTickets(QuotaError):
+    """Tickets that were asked for and not used."""
+
+    reason = "too_many_tickets"
+
+    def __str__(self) -> str:
+        return f"{self.limit:g} unused tickets at a time are allowed"
+
+
 # --- capacity ---------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +246,19 @@ class EngineFull(CapacityError):
         if self.rows_wanted:
             return "all rows of the batch are taken"
         return f"all {self.slots} slots are taken" if self.slots else "all slots are taken"
+
+
+class QueueFull(CapacityError):
+    """Every place in the queue is taken too, or a tenant that had less of the queue got this one's place."""
+
+    reason = "queue_full"
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(waiting, retry_after_s)
+        self.waiting, self.retry_after_s = waiting, retry_after_s
+
+    def __str__(self) -> str:
+        return f"all slots are taken and {self.waiting} are waiting"
 
 
 class EngineLost(CapacityError):
@@ -246,6 +340,19 @@ class ConfigError(ChorusError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.why}"
+
+
+class LedgerError(ChorusError):
+    """The ledger's database cannot be read or written. Never shows its address, which may hold a password."""
+
+    reason = "ledger"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"ledger: {self.why}"
 
 
 class CheckpointError(ChorusError):

@@ -12,10 +12,10 @@ import pytest
 PACKAGE: Final = Path(__file__).parent.parent / "serve_app"
 
 FLOORS: Final = {
-    "cli": 6, "demo": 6, "bench": 6, "offline": 6,
+    "cli": 6, "demo": 6, "bench": 6, "offline": 6, "fleet": 6,
     "serving": 5, "client": 5,
     "engine": 4, "link": 4,
-    "checkpoint": 3, "observability": 3,
+    "checkpoint": 3, "observability": 3, "accounts": 3,
     "model": 2, "wire": 2, "audio": 2, "admission": 2, "registry": 2,
     "config": 1,
     "errors": 0, "units": 0, "spec": 0, "budget": 0,
@@ -33,6 +33,7 @@ PACKAGES: Final = {
     "checkpoint": {"torch", "safetensors", "huggingface_hub", "sentencepiece"},
     "model": {"torch"},
     "audio": {"sphn", "av", "numpy"},
+    "accounts": {"pydantic", "yaml", "sqlalchemy"},
     "config": {"pydantic", "yaml"},
     "registry": {"pydantic", "yaml"},
 }
@@ -134,6 +135,6 @@ def test_model_and_engine_import_without_web_ray_config_or_opus() -> None:
 
 
 def test_what_a_gateway_needs_imports_without_torch() -> None:
-    rooms = ("wire", "audio", "admission", "config", "link", "observability", "client")
+    rooms = ("wire", "audio", "admission", "config", "link", "observability", "client", "accounts")
     modules = [module for room in rooms for module in modules_of(room)]
     import_without({"torch"}, [*modules, "serve_app.checkpoint", "serve_app.checkpoint.text"])

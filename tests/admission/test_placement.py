@@ -1,0 +1,105 @@
+"""The engine that the policy names, and never more rows than it has."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.admission.answers import EngineName
+from serve_app.admission.deadlines import DeadlineRules, Deadlines
+from serve_app.admission.placement import Placement, Policy
+
+
+def fleet(policy: Policy, *rows: int) -> Placement:
+    placement = Placement(policy)
+    for number, count in enumerate(rows):
+        placement.put(EngineName(f"e{number}"), count, open_=True)
+    return placement
+
+
+@given(
+    policy=st.sampled_from(Policy),
+    rows=st.lists(st.integers(1, 8), min_size=1, max_size=6),
+    wanted=st.lists(st.integers(1, 3), max_size=40),
+)
+def test_each_session_goes_where_a_look_at_every_engine_would_send_it(
+    policy: Policy, rows: list[int], wanted: list[int]
+) -> None:
+    placement, free = fleet(policy, *rows), {f"e{number}": count for number, count in enumerate(rows)}
+    for count in wanted:
+        fitting = [left for left in free.values() if left >= count]
+        name = placement.take(count)
+        if not fitting:
+            assert name is None
+            continue
+        assert name is not None
+        assert free[name] == (min(fitting) if policy is Policy.TIGHTEST else max(fitting))
+        free[name] -= count
+    assert placement.used == sum(rows) - sum(free.values())
+
+
+def test_a_closed_engine_gets_nobody_and_keeps_whom_it_has() -> None:
+    placement = fleet(Policy.TIGHTEST, 4)
+    name = placement.take(1)
+    assert name is not None
+    placement.put(name, 4, open_=False)
+    assert placement.take(1) is None
+    assert (placement.used, placement.open_rows, placement.open_engines) == (1, 0, 0)
+    placement.put(name, 4, open_=True)
+    assert placement.take(3) == name
+
+
+def test_an_engine_that_holds_more_than_it_has_gets_nobody_until_it_has_room() -> None:
+    placement = fleet(Policy.LEAST_LOADED, 2)
+    name = EngineName("e0")
+    placement.hold(name, 3)
+    assert placement.take(1) is None
+    placement.give(name, 1)
+    assert placement.take(1) is None
+    placement.give(name, 1)
+    assert placement.take(1) == name
+
+
+def test_a_removed_engine_takes_its_rows_along() -> None:
+    placement = fleet(Policy.TIGHTEST, 2, 4)
+    placement.hold(EngineName("e0"), 2)
+    placement.remove(EngineName("e0"))
+    assert (len(placement), placement.used, placement.open_rows, placement.largest) == (1, 0, 4, 4)
+
+
+def test_more_rows_than_were_lent_cannot_come_back() -> None:
+    with pytest.raises(AssertionError):
+        fleet(Policy.TIGHTEST, 2).give(EngineName("e0"), 1)
+
+
+class TestDeadlines:
+    def setup_method(self) -> None:
+        self.deadlines = Deadlines(DeadlineRules(close_share=0.05, open_share=0.01, good_reports=3, min_ticks=5))
+        self.ticks = self.overruns = 0
+
+    def second(self, overruns: int, ticks: int = 12) -> bool:
+        self.ticks += ticks
+        self.overruns += overruns
+        self.deadlines.report(self.ticks, self.overruns)
+        return self.deadlines.kept
+
+    def test_an_engine_that_misses_deadlines_is_closed_until_it_has_kept_them_for_a_while(self) -> None:
+        assert self.second(0)
+        assert not self.second(3)
+        assert [self.second(0) for _ in range(3)] == [False, False, True]
+
+    def test_a_bad_report_begins_the_count_anew(self) -> None:
+        self.second(12)
+        assert [self.second(0), self.second(0), self.second(2), self.second(0), self.second(0)] == [False] * 5
+        assert self.second(0)
+
+    def test_an_empty_engine_recovers(self) -> None:
+        self.second(12)
+        assert [self.second(0, ticks=0) for _ in range(3)] == [False, False, True]
+
+    def test_one_slow_tick_of_few_is_an_accident(self) -> None:
+        assert self.second(1, ticks=3)
+
+    def test_counts_of_an_engine_that_began_anew_are_taken_as_they_are(self) -> None:
+        self.second(0, ticks=1_000)
+        self.ticks = self.overruns = 0
+        assert not self.second(6)
