@@ -1,4 +1,4 @@
-"""The command line: ``serve_app up``, ``talk``, ``run``, ``plan``. Each command imports what it needs when it runs."""
+"""The command line: ``serve_app up``, ``talk``, ``run`` and others. Each imports what it needs when it runs."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ from serve_app.errors import ChorusError
 ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "talk": ("serve_app.client.talk", "speak a WAV file to a server and record the answer"),
     "run": ("serve_app.offline.command", "recordings through a model, many at once, without a server"),
+    "simulate": ("serve_app.engine.simulation_command", "latencies of the engine's schedule, without a model"),
     "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
 }
 """Commands that read their own arguments: module with a ``main`` of them, and what they do."""
