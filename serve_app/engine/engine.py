@@ -165,7 +165,8 @@ class Engine:
             result = self._run(rows)
             if result is not None:
                 self._scatter(rows, result, started_s)
-            self._prime()
+            if not rows or self._pace.due:
+                self._prime()
             self._retire()
             return len(rows) if result is not None else 0
 

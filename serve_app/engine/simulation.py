@@ -181,7 +181,7 @@ class VirtualEngine:
             self.step_times.add(len(rows), spent_s)
             self._priming.ticked(spent_s)
             self.rows_of_ticks.append(len(rows))
-        if self._scenario.prompts:
+        if self._scenario.prompts and (not rows or self._priming.due):
             self._prime()
         return len(rows)
 

@@ -59,6 +59,13 @@ def test_everybody_who_begins_at_once_is_still_answered_in_time() -> None:
     assert outcome.max_ms < 80
 
 
+def test_prompt_costs_its_neighbours_a_share_of_the_time() -> None:
+    quiet = rolling(Scenario(sessions=64, seconds=SECONDS), Pace())
+    primed = rolling(Scenario(sessions=64, seconds=SECONDS, prompts=True), Pace())
+    assert primed.prompt_steps > 50
+    assert primed.mean_ms < 1.4 * quiet.mean_ms
+
+
 def test_step_times_are_learnt_from_the_ticks_alone() -> None:
     scenario = Scenario(sessions=16, seconds=SECONDS)
     outcome = rolling(scenario, Pace())
