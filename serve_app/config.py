@@ -93,7 +93,7 @@ class LimitSettings(Settings):
     Attributes:
         inbox_frames: frames of one session that may wait.
         lag_s: when more than this waits, the session is cut down to ``keep_frames``.
-        keep_frames: frames that may wait without hurry.
+        keep_frames: what is left of a session that is cut.
         gap_s: frames further apart than this count as an underrun.
         overrun_s: a tick longer than this counts as an overrun.
         run_failures: consecutive failed ticks after which the engine is replaced.
