@@ -12,6 +12,7 @@ from serve_app.errors import ChorusError
 ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "talk": ("serve_app.client.talk", "speak a WAV file to a server and record the answer"),
     "run": ("serve_app.offline.command", "recordings through a model, many at once, without a server"),
+    "simulate": ("serve_app.engine.simulation_command", "latencies of the engine's schedule, without a model"),
     "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
     "keys": ("serve_app.accounts.keys_command", "create, revoke and list the keys of tenants"),
     "ledger": ("serve_app.accounts.ledger_command", "print what tenants spoke, by day, as CSV"),

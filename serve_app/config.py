@@ -93,7 +93,7 @@ class LimitSettings(Settings):
     Attributes:
         inbox_frames: frames of one session that may wait.
         lag_s: when more than this waits, the session is cut down to ``keep_frames``.
-        keep_frames: frames that may wait without hurry.
+        keep_frames: what is left of a session that is cut.
         gap_s: frames further apart than this count as an underrun.
         overrun_s: a tick longer than this counts as an overrun.
         run_failures: consecutive failed ticks after which the engine is replaced.
@@ -118,11 +118,15 @@ class PaceSettings(Settings):
 
     Attributes:
         gather_s: how long to wait for more rows once the first frame is there; 0 takes whoever is ready.
-        interval_s: the least time from the start of one tick to the start of the next.
+        interval_s: the least time from the start of one tick to the start of the next, whatever was measured.
+        fixed_share: how much of the time the fixed part of ticks may take; the interval follows from what is measured.
+        interval_limit_s: the longest interval that may follow.
     """
 
     gather_s: float = pydantic.Field(0.0, ge=0, le=0.08)
     interval_s: float = pydantic.Field(0.0, ge=0, le=0.08)
+    fixed_share: float = pydantic.Field(0.8, gt=0, le=1)
+    interval_limit_s: float = pydantic.Field(0.02, ge=0, le=0.08)
 
 
 class PromptSettings(Settings):

@@ -20,6 +20,7 @@ from serve_app.engine.limits import Limits
 from serve_app.engine.observer import Observer, SilentObserver, TickReport
 from serve_app.engine.pace import PrimingPace
 from serve_app.engine.runner import Runner
+from serve_app.engine.schedule import Crowd, StepTimes
 from serve_app.engine.seats import Seats
 from serve_app.engine.session import Frame, Session, checked_pcm
 from serve_app.engine.slots import Lease
@@ -49,6 +50,9 @@ class Engine:
         slots: conversations at once; None: as many as the runner has slots.
         clock: monotonic seconds; all times in events are on it.
         observer: told of ticks, ends and drops, on the engine thread.
+
+    Attributes:
+        step_times: what ticks of rows took. Engine thread.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Engine:
         self.runner = runner
         self.limits = limits if limits is not None else Limits()
         self.clock = clock
+        self.step_times = StepTimes()
         self._seats = Seats(slots if slots is not None else runner.slots, runner.slots, self.limits, clock)
         self._pace = PrimingPace(self.limits.prime_share, self.limits.prime_alone_s, self.limits.prime_steps)
         self._herald = Herald(observer if observer is not None else SilentObserver())
@@ -132,6 +137,10 @@ class Engine:
 
     # --- the engine thread --------------------------------------------------------------------------------------------
 
+    def crowd(self) -> Crowd:
+        """Who is there now."""
+        return self._seats.crowd()
+
     def wait_for_work(self, timeout_s: float) -> bool:
         """Wait until a frame, an opening, a prompt or a closing is there, or ``wake``. Returns whether something is."""
         return self._seats.wait_for_work(timeout_s)
@@ -156,7 +165,8 @@ class Engine:
             result = self._run(rows)
             if result is not None:
                 self._scatter(rows, result, started_s)
-            self._prime()
+            if not rows or self._pace.due:
+                self._prime()
             self._retire()
             return len(rows) if result is not None else 0
 
@@ -331,6 +341,7 @@ class Engine:
     def _count_tick(self, rows: Sequence[_Row], stage_ms: Mapping[str, float], started_s: float) -> None:
         spent_s = self.clock() - started_s
         self._pace.ticked(spent_s)
+        self.step_times.add(len(rows), spent_s)
         waited_s = started_s - min(row.frame.ready_s for row in rows)
         report = TickReport(
             rows=len(rows),

@@ -13,7 +13,7 @@ class Limits:
         inbox_frames: frames of one session that may wait; the oldest is dropped. Above the lag bound, so that a burst
             after a stall is seen as lag and not as overflow.
         lag_s: when more than this waits, the session is cut down to ``keep_frames``.
-        keep_frames: how many frames may wait without hurry. A session with more is behind: ticks do not wait then.
+        keep_frames: what is left of a session that is cut.
         unopened_s: how long a lease may stay unopened.
         gap_s: a session whose frames are further apart than this had an underrun.
         overrun_s: a tick longer than this is an overrun.
@@ -52,19 +52,28 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How eagerly the loop ticks. The defaults take whoever is ready, at once.
+    """How eagerly the loop ticks. The defaults take whoever is ready, a little apart.
 
     Attributes:
         gather_s: how long to wait for more rows once the first frame is there.
-        interval_s: the least time from the start of one tick to the start of the next.
+        interval_s: the least time from the start of one tick to the start of the next, whatever was measured.
+        fixed_share: how much of the time the fixed part of ticks may take, from which the interval follows: what a tick
+            costs before its first row, as measured, over this. Less makes larger batches and longer waits.
+        interval_limit_s: the longest interval that may follow.
 
-    Both waits end early when every live session has a frame, and when a session is behind: that tick is the one extra
-    step that lets it catch up.
+    All waits end early when every live session has a frame, and when a session has two: that tick is the step by which
+    it catches up.
     """
 
     gather_s: float = 0.0
     interval_s: float = 0.0
+    fixed_share: float = 0.8
+    interval_limit_s: float = FRAME_S / 4
 
     def __post_init__(self) -> None:
+        if not 0 < self.fixed_share <= 1:
+            raise ValueError(f"fixed_share {self.fixed_share} must be above 0 and at most 1")
+        if not self.interval_limit_s >= 0:
+            raise ValueError(f"interval_limit_s {self.interval_limit_s} must not be negative")
         if not (self.gather_s >= 0 and self.interval_s >= 0):
             raise ValueError(f"gather_s {self.gather_s} and interval_s {self.interval_s} must not be negative")

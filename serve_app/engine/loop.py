@@ -1,18 +1,13 @@
-"""The thread that turns the engine: it runs when frames are there, never by a metronome.
-
-While a tick runs the next frames gather by themselves, so under load the batch grows to what the machine can carry.
-"""
+"""The thread that turns the engine: it runs when frames are there, never by a metronome; `schedule` says when."""
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.limits import Pace
+from serve_app.engine.schedule import Schedule, turn
 from serve_app.errors import EngineDraining, EngineLost
-
-HOUSEKEEPING_S: Final = 0.5  # how often an idle engine looks for leases that nobody opened
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +24,7 @@ class EngineLoop:
 
     def __init__(self, engine: Engine, *, pace: Pace | None = None, on_dead: Callable[[], None] | None = None) -> None:
         self._engine = engine
-        self._pace = pace if pace is not None else Pace()
+        self._schedule = Schedule(pace if pace is not None else Pace(), engine.step_times)
         self._on_dead = on_dead
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -66,15 +61,8 @@ class EngineLoop:
 
     def _turn(self) -> None:
         """Tick until told to stop, or until the engine is past help."""
-        clock = self._engine.clock
-        last_start_s = float("-inf")
         while not self._stopping and self._engine.healthy:
-            if self._engine.wait_for_work(HOUSEKEEPING_S):
-                window_s = max(self._pace.gather_s, last_start_s + self._pace.interval_s - clock())
-                if window_s > 0:
-                    self._engine.wait_for_others(window_s)
-            last_start_s = clock()
-            self._engine.tick()
+            turn(self._engine, self._schedule)
 
     def _die(self) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from serve_app.engine.events import DropCause, Sink
 from serve_app.engine.limits import Limits
+from serve_app.engine.schedule import Crowd
 from serve_app.engine.session import Frame, Session
 from serve_app.engine.slots import Lease, RowTable, SlotState, SlotTable
 from serve_app.engine.stats import EngineStats, Tally
@@ -27,7 +28,10 @@ class Seats:
     def __init__(self, slots: int, rows: int, limits: Limits, clock: Callable[[], float]) -> None:
         self._limits = limits
         self._clock = clock
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        # The engine thread waits on one of these. It sleeps through frames that change nothing about its next tick.
+        self._work_came = threading.Condition(self._lock)
+        self._hurry_came = threading.Condition(self._lock)
         self._table = SlotTable(slots, unopened_s=limits.unopened_s)
         self._rows = RowTable(rows)
         self._sessions: dict[Slot, Session] = {}
@@ -44,7 +48,7 @@ class Seats:
 
     def acquire(self, spec: SessionSpec) -> Lease:
         """Lease a slot and the rows that the session needs. Raises EngineFull, EngineDraining."""
-        with self._changed:
+        with self._lock:
             if self._draining:
                 raise EngineDraining
             now_s = self._clock()
@@ -57,18 +61,18 @@ class Seats:
 
     def open(self, lease: Lease, sink: Sink) -> None:
         """Post the opening of a leased slot. Raises StaleLease."""
-        with self._changed:
+        with self._lock:
             session = self._sessions.get(lease.slot)
             if session is None or session.lease != lease or self._table.state(lease) is not SlotState.LEASED:
                 raise StaleLease(lease.slot, lease.generation)
             self._table.move(lease, SlotState.PRIMING)
             session.sink = sink
             self._opening.append(session)
-            self._changed.notify_all()
+            self._work_came.notify_all()
 
     def push(self, lease: Lease, number: int, pcm: Any) -> None:
         """Queue a frame; the oldest goes when the inbox is full, a stale lease's is dropped and counted."""
-        with self._changed:
+        with self._lock:
             session = self._sessions.get(lease.slot)
             if session is None or session.lease != lease or session.sink is None or session.closing:
                 self._tally.stale_frames += 1
@@ -81,11 +85,13 @@ class Seats:
             session.push(Frame(number, pcm, now_s), self._limits.inbox_frames)
             if session.opened_s is not None and session.error is None:
                 self._ready[lease.slot] = session
-                self._changed.notify_all()
+                self._work_came.notify_all()
+                if session.is_behind or self._complete():
+                    self._hurry_came.notify_all()
 
     def close(self, lease: Lease) -> None:
         """Post the end of a session, or give back a slot that nobody opened. Idempotent."""
-        with self._changed:
+        with self._lock:
             session = self._sessions.get(lease.slot)
             if session is None or session.lease != lease or session.closing:
                 return
@@ -96,28 +102,28 @@ class Seats:
             self._ready.pop(lease.slot, None)
             self._stop_priming(session)
             self._closing.append(session)
-            self._changed.notify_all()
+            self._work_came.notify_all()
 
     def drain(self) -> None:
         """No new leases from now on."""
-        with self._changed:
+        with self._lock:
             self._draining = True
 
     @property
     def drained(self) -> bool:
         """Whether nobody may come and nobody is left."""
-        with self._changed:
+        with self._lock:
             return self._draining and not self._sessions
 
     def find(self, lease: Lease) -> Session | None:
         """The session that holds this lease now."""
-        with self._changed:
+        with self._lock:
             session = self._sessions.get(lease.slot)
             return session if session is not None and session.lease == lease else None
 
     def stats(self, *, healthy: bool, runner: Mapping[str, int]) -> EngineStats:
         """A snapshot of the counters; ``runner`` are the runner's. The lock is held to copy and not to compute."""
-        with self._changed:
+        with self._lock:
             recent = self._tally.recent()
             counted = functools.partial(
                 EngineStats,
@@ -146,37 +152,51 @@ class Seats:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
+    def crowd(self) -> Crowd:
+        """Who is there now."""
+        with self._lock:
+            return Crowd(
+                live=self._table.count(SlotState.LIVE),
+                ready=len(self._ready),
+                behind=self._behind(),
+                chores=self._chores(),
+            )
+
     def wait_for_work(self, timeout_s: float) -> bool:
         """Wait until a frame, an opening, a prompt or a closing is there, or ``wake``. Returns whether something is."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._woken or self._work(), timeout_s)
+        with self._lock:
+            self._work_came.wait_for(lambda: self._woken or self._work(), timeout_s)
             return self._work()
 
     def wait_for_others(self, timeout_s: float) -> None:
         """Wait a little for more rows; cut short when every live session has a frame or one is behind."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._woken or self._complete() or self._behind(), timeout_s)
+        with self._lock:
+            self._hurry_came.wait_for(lambda: self._woken or self._complete() or self._behind(), timeout_s)
 
     def wake(self) -> None:
         """Make both waits return at once, for ever."""
-        with self._changed:
+        with self._lock:
             self._woken = True
-            self._changed.notify_all()
+            self._work_came.notify_all()
+            self._hurry_came.notify_all()
 
     def _work(self) -> bool:
-        return bool(self._ready or self._opening or self._closing or self._priming)
+        return bool(self._ready) or self._chores()
+
+    def _chores(self) -> bool:
+        return bool(self._opening or self._closing or self._priming)
 
     def _complete(self) -> bool:
         return len(self._ready) >= self._table.count(SlotState.LIVE)
 
     def _behind(self) -> bool:
-        return any(len(session.inbox) > self._limits.keep_frames for session in self._ready.values())
+        return any(session.is_behind for session in self._ready.values())
 
     # --- the engine thread --------------------------------------------------------------------------------------------
 
     def openings(self) -> list[Session]:
         """Whose rows are to be reset now; leases that nobody opened expire on the way."""
-        with self._changed:
+        with self._lock:
             self._expire(self._clock())
             opening = [session for session in self._opening if not session.closing]
             self._opening.clear()
@@ -184,24 +204,24 @@ class Seats:
 
     def primes(self, session: Session) -> None:
         """The session's rows are reset: its prompt may be fed."""
-        with self._changed:
+        with self._lock:
             if not session.closing:
                 self._priming.append(session)
 
     def next_to_prime(self) -> Session | None:
         """Whose prompt is to be fed now."""
-        with self._changed:
+        with self._lock:
             return self._priming[0] if self._priming else None
 
     @property
     def converses(self) -> bool:
         """Whether anybody is live."""
-        with self._changed:
+        with self._lock:
             return self._table.count(SlotState.LIVE) > 0
 
     def live(self, session: Session) -> None:
         """The session's rows are ready: it may step. What it said into its prompt is dropped."""
-        with self._changed:
+        with self._lock:
             self._stop_priming(session)
             if session.spec.prompt is not None:
                 session.discard(DropCause.EARLY)
@@ -213,7 +233,7 @@ class Seats:
     def take(self) -> list[tuple[Session, Frame]]:
         """One frame of every session that has one; those too far behind are cut first."""
         taken = []
-        with self._changed:
+        with self._lock:
             for session in list(self._ready.values()):
                 session.cut(self._limits.lag_frames, self._limits.keep_frames)
                 taken.append((session, session.take()))
@@ -223,18 +243,18 @@ class Seats:
 
     def landed(self, sessions: Sequence[Session]) -> None:
         """Their frames in flight were stepped."""
-        with self._changed:
+        with self._lock:
             for session in sessions:
                 session.landed()
 
     def crashed(self, session: Session) -> None:
         """Its frame in flight is lost."""
-        with self._changed:
+        with self._lock:
             session.crashed()
 
     def fail(self, session: Session, error: ChorusError) -> bool:
         """Put the session out of the game. Returns False when it had failed before: its first error counts."""
-        with self._changed:
+        with self._lock:
             if session.error is not None:
                 return False
             session.error = error
@@ -245,7 +265,7 @@ class Seats:
 
     def closings(self) -> list[Session]:
         """Who was closed by its holder and has not failed."""
-        with self._changed:
+        with self._lock:
             closed = [session for session in self._closing if session.error is None]
             self._closing.clear()
             for session in closed:
@@ -254,7 +274,7 @@ class Seats:
 
     def end(self, session: Session, *, give_back: bool) -> None:
         """Forget the session, and give its slot back where that is safe."""
-        with self._changed:
+        with self._lock:
             session.discard()
             if give_back:
                 self._table.move(session.lease, SlotState.FREE)
@@ -264,7 +284,7 @@ class Seats:
 
     def evict(self) -> list[Session]:
         """Drain, forget who was never opened, and name everybody else."""
-        with self._changed:
+        with self._lock:
             self._draining = True
             for session in list(self._sessions.values()):
                 if session.sink is None:
@@ -273,7 +293,7 @@ class Seats:
 
     def unreported_drops(self, session: Session) -> Mapping[DropCause, int]:
         """What was dropped since the last call, counted on the way."""
-        with self._changed:
+        with self._lock:
             unreported = dict(session.unreported)
             session.unreported.clear()
             for cause, frames in unreported.items():
@@ -282,12 +302,12 @@ class Seats:
 
     def count_tick(self, rows: int, stage_ms: Mapping[str, float], *, overrun: bool) -> None:
         """Count one turn of the batch."""
-        with self._changed:
+        with self._lock:
             self._tally.tick(rows, stage_ms, overrun=overrun)
 
     def count_primed(self, steps: int, spent_ms: float) -> None:
         """Count steps of a prompt that were fed in one turn."""
-        with self._changed:
+        with self._lock:
             self._tally.primed(steps, spent_ms)
 
     # --- under the lock -----------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ class Session:
         return len(self.inbox) + self.in_flight
 
     @property
+    def is_behind(self) -> bool:
+        """Whether more waits than one tick takes: the next one is not to wait for others."""
+        return len(self.inbox) > 1
+
+    @property
     def end_reason(self) -> str:
         """Why it ended, as a slug."""
         return self.error.reason if self.error is not None else "closed"

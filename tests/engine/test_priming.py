@@ -145,3 +145,23 @@ def test_everybody_is_told_when_the_engine_stops_in_the_middle_of_a_prompt() -> 
     bench.engine.shut(SessionFault("over"))
     assert len(bench.listener.ends(lease)) == 1
     assert bench.engine.drained
+
+
+def test_dear_prompt_is_fed_in_some_of_the_turns_that_step_somebody_and_in_all_others() -> None:
+    bench = Bench(2, limits=Limits(prime_share=0.25, prime_steps=(1, 1)))
+
+    def take_10_ms(of: object) -> None:
+        bench.clock.now_s += 0.010
+
+    talker = bench.open()
+    bench.runner.before_run = bench.runner.before_prime = take_10_ms
+    bench.open(spec=prompted(40))
+    fed = bench.runner.calls.count("prime 1")
+    for _ in range(12):
+        bench.push(talker, 1.0)
+        bench.engine.tick()
+    crowded = bench.runner.calls.count("prime 1") - fed
+    for _ in range(12):
+        bench.engine.tick()
+    assert crowded == 3
+    assert bench.runner.calls.count("prime 1") - fed - crowded == 12
