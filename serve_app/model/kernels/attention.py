@@ -23,7 +23,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import Value, jit, power_of_two
+from serve_app.model.kernels.jit import jit, power_of_two
 
 MAX_SPLITS: Final = 32
 _TILE: Final = 64
@@ -39,18 +39,18 @@ _MATRIX_ROWS: Final = 16
 
 @jit
 def _partial(
-    query_ptr: Value,
-    keys_ptr: Value,
-    values_ptr: Value,
-    key_scale_ptr: Value,
-    value_scale_ptr: Value,
-    table_ptr: Value,
-    length_ptr: Value,
-    out_ptr: Value,
-    weight_ptr: Value,
-    table_row: Value,
-    capacity: Value,
-    scale: Value,
+    query_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    key_scale_ptr: tl.tensor,
+    value_scale_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    length_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    table_row: tl.tensor,
+    capacity: tl.tensor,
+    scale: tl.tensor,
     heads: tl.constexpr,
     kv_heads: tl.constexpr,
     head_dim: tl.constexpr,
@@ -124,9 +124,9 @@ def _partial(
 
 @jit
 def _combine(
-    part_ptr: Value,
-    weight_ptr: Value,
-    out_ptr: Value,
+    part_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    out_ptr: tl.tensor,
     head_dim: tl.constexpr,
     splits: tl.constexpr,
     dim_block: tl.constexpr,

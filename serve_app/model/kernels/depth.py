@@ -9,18 +9,18 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import Value, jit, power_of_two
+from serve_app.model.kernels.jit import jit, power_of_two
 
 
 @jit
 def _depth_attention(
-    qkv_ptr: Value,
-    keys_ptr: Value,
-    values_ptr: Value,
-    out_ptr: Value,
-    index: Value,
-    room: Value,
-    scale: Value,
+    qkv_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    index: tl.tensor,
+    room: tl.tensor,
+    scale: tl.tensor,
     heads: tl.constexpr,
     kv_heads: tl.constexpr,
     head_dim: tl.constexpr,
@@ -81,6 +81,3 @@ def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads
     return out
 
 
-def fits(keys: Tensor) -> bool:
-    """Whether a past is small enough for one tile of registers."""
-    return keys.shape[2] <= 32 and keys.dtype in (torch.bfloat16, torch.float16, torch.float32)

@@ -8,14 +8,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import Value, jit
+from serve_app.model.kernels.jit import jit
 
 _BLOCK = 1024
 """Values a program: 8 a lane of 4 warps, one 16-byte load each of a and b; 176 programs at one row of the 7B."""
 
 
 @jit
-def _activate(x: Value, name: tl.constexpr) -> Value:
+def _activate(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
     if name == "silu":
         return x * tl.sigmoid(x)
     elif name == "gelu":  # noqa: RET505 - a compiled kernel prunes branches, not what follows a return
@@ -31,7 +31,7 @@ def _activate(x: Value, name: tl.constexpr) -> Value:
 
 
 @jit
-def _gate(x_ptr: Value, out_ptr: Value, hidden: Value, name: tl.constexpr, block: tl.constexpr) -> None:
+def _gate(x_ptr: tl.tensor, out_ptr: tl.tensor, hidden: tl.tensor, name: tl.constexpr, block: tl.constexpr) -> None:
     step = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * block + tl.arange(0, block)
     inside = lane < hidden

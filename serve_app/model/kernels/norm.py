@@ -9,20 +9,20 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import Value, jit, power_of_two
+from serve_app.model.kernels.jit import jit, power_of_two
 
 
 @jit
 def _add_norm(
-    x_ptr: Value,
-    update_ptr: Value,
-    scale_ptr: Value,
-    weight_ptr: Value,
-    bias_ptr: Value,
-    sum_ptr: Value,
-    out_ptr: Value,
-    dim: Value,
-    eps: Value,
+    x_ptr: tl.tensor,
+    update_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    sum_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    dim: tl.tensor,
+    eps: tl.tensor,
     has_update: tl.constexpr,
     has_scale: tl.constexpr,
     centred: tl.constexpr,

@@ -9,28 +9,28 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import Value, jit, power_of_two
+from serve_app.model.kernels.jit import jit, power_of_two
 
 
 @jit
 def _rope_append(
-    qkv_ptr: Value,
-    cos_ptr: Value,
-    sin_ptr: Value,
-    query_ptr: Value,
-    keys_ptr: Value,
-    values_ptr: Value,
-    key_scale_ptr: Value,
-    value_scale_ptr: Value,
-    write_ptr: Value,
-    index_ptr: Value,
-    steps: Value,
-    write_row: Value,
-    write_step: Value,
-    index_row: Value,
-    index_step: Value,
-    page: Value,
-    greatest: Value,
+    qkv_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    query_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    key_scale_ptr: tl.tensor,
+    value_scale_ptr: tl.tensor,
+    write_ptr: tl.tensor,
+    index_ptr: tl.tensor,
+    steps: tl.tensor,
+    write_row: tl.tensor,
+    write_step: tl.tensor,
+    index_row: tl.tensor,
+    index_step: tl.tensor,
+    page: tl.tensor,
+    greatest: tl.tensor,
     heads: tl.constexpr,
     kv_heads: tl.constexpr,
     half: tl.constexpr,
@@ -96,7 +96,7 @@ def _rope_append(
 
 
 @jit
-def _store_pair(to: Value, a: Value, b: Value, first: Value, second: Value, inside: Value) -> None:
+def _store_pair(to: tl.tensor, a: tl.tensor, b: tl.tensor, first: tl.tensor, second: tl.tensor, inside: tl.tensor) -> None:
     tl.store(to + first, a.to(to.dtype.element_ty), inside)
     tl.store(to + second, b.to(to.dtype.element_ty), inside)
 

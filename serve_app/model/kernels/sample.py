@@ -4,7 +4,7 @@ A logit becomes an integer that sorts as it does, with the token behind it in th
 tokens by probability, ties by the lower token. The race ``argmax(p / Exp(1))`` needs no sum: exp(x - greatest) is p up to a
 factor. Noise is hashed where it is used.
 
-Up to `ONE_LAUNCH` tokens (audio: 2,048) one program sorts the whole row and `sample` is one launch. Beyond (text: 32,000 or 48,000)
+Up to 4,096 tokens (audio: 2,048) one program sorts the whole row and `sample` is one launch. Beyond (text: 32,000 or 48,000)
 `candidates` sorts pieces of 2,048 side by side and keeps the best 512 of each, and `sample_merged` merges them one after the other, a bitonic
 merge of 512 each: two launches. Rows that look further than 512 there are the caller's to leave to PyTorch, which knows them (`Whole`).
 
@@ -12,22 +12,17 @@ Bytes: 4 V per row and, beyond one launch, V / 4 x 8 written and read: 16 rows o
 66 compare-and-swap rounds of a sort of 2,048, not bytes.
 """
 
-from typing import Final
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import Value, jit, power_of_two
-from serve_app.model.sampling import TOP_K_WIDTH
+from serve_app.model.kernels.jit import jit, power_of_two
 
-ONE_LAUNCH: Final = 4096
-"""Tokens that one program sorts: 32 KiB of registers."""
-_PIECE: Final = 2048
 
 
 @jit
-def _mix(x: Value) -> Value:
+def _mix(x: tl.tensor) -> tl.tensor:
     """SplitMix64's finaliser on uint64."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
@@ -35,7 +30,7 @@ def _mix(x: Value) -> Value:
 
 
 @jit
-def _noise(key: Value, index: Value) -> Value:
+def _noise(key: tl.tensor, index: tl.tensor) -> tl.tensor:
     """Exp(1) under a key: what `exponential_noise` holds at this index."""
     bits = _mix(key.to(tl.uint64) + (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15) >> 41
     return -tl.log((bits.to(tl.float32) + 0.5) * 1.1920928955078125e-07)  # 2**-23
@@ -43,19 +38,18 @@ def _noise(key: Value, index: Value) -> Value:
 
 @jit
 def _packed(
-    logits_ptr: Value,
-    token: Value,
-    vocabulary: Value,
-    heat: Value,
-    raised_token: Value,
-    raise_by: Value,
-) -> Value:
+    logits_ptr: tl.tensor,
+    token: tl.tensor,
+    vocabulary: tl.tensor,
+    heat: tl.tensor,
+    raised_token: tl.tensor,
+    raise_by: tl.tensor,
+) -> tl.tensor:
     """Sortable int64 of each token; tokens past the end sort last."""
     inside = token < vocabulary
     logit = tl.load(logits_ptr + token, inside, 0.0).to(tl.float32)
-    hot = heat > 0.0
-    logit = logit / tl.where(hot, heat, 1.0)
-    logit = tl.where(hot & (token == raised_token), logit + raise_by, logit)
+    logit = logit / tl.where(heat > 0.0, heat, 1.0)
+    logit = tl.where(token == raised_token, logit + tl.where(heat > 0.0, raise_by, 0.0), logit)
     bits = (logit + 0.0).to(tl.int32, bitcast=True)  # + 0.0: -0 and 0 tie
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
     packed = (ordered << 32) | (0x7FFFFFFF - token).to(tl.int64)
@@ -63,16 +57,23 @@ def _packed(
 
 
 @jit
-def _race(packed: Value, rank: Value, count: Value, heat: Value, top_k: Value, key: Value, by_token: Value) -> Value:
-    """The winning token among the first ``count`` of sorted candidates."""
+def _race(
+    packed: tl.tensor, rank: tl.tensor, count: tl.tensor, heat: tl.tensor, top_k: tl.tensor, key: tl.tensor, by_token: tl.constexpr
+) -> tl.tensor:
+    """The winning token among the first ``count`` of sorted candidates.
+
+    Where ``by_token`` holds, top-k 0 is the whole vocabulary with its noise indexed by token; else it is ``count``.
+    """
     token = 0x7FFFFFFF - (packed & 0x7FFFFFFF)
     ordered = (packed >> 32).to(tl.int32)
     logit = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     first = tl.max(tl.where(rank == 0, logit, -float("inf")), 0)
-    whole = top_k == 0
-    cut = tl.where(whole, count, tl.minimum(top_k, count))
+    cut = tl.where(top_k == 0, count, tl.minimum(top_k, count))
     cut = tl.where(heat > 0.0, cut, 1)  # greedy: the first
-    noise = _noise(key, tl.where(whole & by_token, token, rank.to(tl.int64)))
+    index = rank.to(tl.int64)
+    if by_token:
+        index = tl.where(top_k == 0, token, index)
+    noise = _noise(key, index)
     score = tl.where(rank < cut, tl.exp(logit - first) / noise, -1.0)
     winner = tl.argmax(score, 0)
     chosen = tl.sum(tl.where(rank == winner, token, 0), 0)
@@ -81,15 +82,15 @@ def _race(packed: Value, rank: Value, count: Value, heat: Value, top_k: Value, k
 
 @jit
 def _sample(
-    logits_ptr: Value,
-    temperature_ptr: Value,
-    top_k_ptr: Value,
-    keys_ptr: Value,
-    raised_ptr: Value,
-    out_ptr: Value,
-    vocabulary: Value,
-    logits_row: Value,
-    raised_token: Value,
+    logits_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    raised_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    vocabulary: tl.tensor,
+    logits_row: tl.tensor,
+    raised_token: tl.tensor,
     raises: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
@@ -108,13 +109,13 @@ def _sample(
 
 @jit
 def _candidates(
-    logits_ptr: Value,
-    temperature_ptr: Value,
-    raised_ptr: Value,
-    out_ptr: Value,
-    vocabulary: Value,
-    logits_row: Value,
-    raised_token: Value,
+    logits_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    raised_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    vocabulary: tl.tensor,
+    logits_row: tl.tensor,
+    raised_token: tl.tensor,
     raises: tl.constexpr,
     piece: tl.constexpr,
     kept: tl.constexpr,
@@ -134,13 +135,13 @@ def _candidates(
 
 @jit
 def _sample_merged(
-    candidates_ptr: Value,
-    temperature_ptr: Value,
-    top_k_ptr: Value,
-    keys_ptr: Value,
-    out_ptr: Value,
-    parts: Value,
-    vocabulary: Value,
+    candidates_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    keys_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    parts: tl.tensor,
+    vocabulary: tl.tensor,
     kept: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -160,7 +161,7 @@ def _sample_merged(
 def sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, raised_token: int, raised_by: Tensor | None
 ) -> Tensor:
-    """See `ops.sample`; one launch, up to `ONE_LAUNCH` tokens."""
+    """See `ops.sample`, for what one launch holds: 4,096 tokens are 32 KiB of registers."""
     rows, vocabulary = logits.shape
     block = max(2, power_of_two(vocabulary))
     out = torch.empty(rows, device=logits.device, dtype=torch.int64)
@@ -186,8 +187,8 @@ def candidates(
     temperature: Tensor,
     raised_token: int,
     raised_by: Tensor | None,
-    piece: int = _PIECE,
-    kept: int = TOP_K_WIDTH,
+    piece: int,
+    kept: int,
 ) -> Tensor:
     """The best of every piece of the vocabulary, sorted: ``int64[R, pieces, kept]``."""
     rows, vocabulary = logits.shape
