@@ -23,7 +23,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import jit, power_of_two
+from serve_app.model.kernels.jit import interpreted, jit, power_of_two
 
 MAX_SPLITS: Final = 32
 _TILE: Final = 64
@@ -61,6 +61,7 @@ def _partial(
     dim_block: tl.constexpr,
     tile: tl.constexpr,
     quantised: tl.constexpr,
+    factor: tl.constexpr,
     stages: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -94,7 +95,7 @@ def _partial(
         if group == 1:
             score = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1)[None, :]  # [1, N]
         else:
-            score = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
+            score = tl.dot(query.to(factor), tl.trans(key.to(factor)), input_precision="ieee")
         score = score * scale
         if quantised:  # a token's scale is a factor of its score, and of its weight: the tile stays as it was read
             score = score * tl.load(key_scale_ptr + token, held, 0.0).to(tl.float32)[None, :]
@@ -108,7 +109,7 @@ def _partial(
         if group == 1:
             update = tl.sum(tl.trans(weight) * value.to(tl.float32), 0)[None, :]  # [1, D]
         else:
-            update = tl.dot(weight.to(query.dtype), value.to(query.dtype), input_precision="ieee")
+            update = tl.dot(weight.to(factor), value.to(factor), input_precision="ieee")
         sums = sums * fade[:, None] + update
         best = greatest
 
@@ -204,6 +205,8 @@ def partial(
         dim_block=power_of_two(head_dim) if group == 1 else max(_MATRIX_ROWS, power_of_two(head_dim)),
         tile=_TILE,
         quantised=key_scale is not None,
+        # The interpreter has no matrix product of bf16 (triton 3.7.0); int8 and fp8 are exact in either type.
+        factor=tl.bfloat16 if query.dtype == torch.bfloat16 and not interpreted(_partial) else tl.float32,
         stages=2 if query.dtype == torch.float32 else 3,  # three tiles of fp32 keys and values would fill shared memory
         num_warps=4,
     )

@@ -5,14 +5,12 @@ this module is imported.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Protocol, cast
 
 import triton
 
 Value = Any
 """What a kernel's parameters and locals are: pointers, blocks and scalars of a traced program, not of Python."""
-
-WARP_LANES: Final = 32
 
 
 class Kernel(Protocol):
@@ -26,6 +24,11 @@ class Kernel(Protocol):
 def jit(function: Callable[..., Value]) -> Kernel:
     """``triton.jit``, with a type."""
     return cast(Kernel, triton.jit(function))
+
+
+def interpreted(kernel: Kernel) -> bool:
+    """Whether a kernel runs in Triton's interpreter, on the CPU."""
+    return not isinstance(kernel, triton.JITFunction)
 
 
 def power_of_two(count: int) -> int:

@@ -83,7 +83,7 @@ class Compiling:
 def main(architecture: int) -> None:
     compiling = Compiling(architecture)
     JITFunction.run = lambda self, *args, **kwargs: compiling.run(self, *args, **kwargs)
-    for case in cases(torch.device("cpu"), rows=2, context=100, text_card=5000):
+    for case in cases(torch.device("cpu"), rows=2, context=300, text_card=5000):
         compiling.case = case.name
         case.kernel()
     print(json.dumps(compiling.made))
