@@ -201,9 +201,7 @@ def _bytes(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _norm_case(
-    random: _Random, name: str, rows: int, steps: int, dim: int, dtype: torch.dtype, *, layer: bool
-) -> Case:
+def _norm_case(random: _Random, name: str, rows: int, steps: int, dim: int, dtype: torch.dtype, *, layer: bool) -> Case:
     x, update = random.normal(rows, steps, dim, dtype=dtype), random.normal(rows, steps, dim, dtype=dtype)
     weight = random.normal(dim, dtype=dtype)
     bias, scale = (random.normal(dim, dtype=dtype), random.normal(dim, dtype=dtype)) if layer else (None, None)

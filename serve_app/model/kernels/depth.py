@@ -79,5 +79,3 @@ def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads
         num_warps=1,  # 8 x 64 values of a 7B head are 16 a lane
     )
     return out
-
-

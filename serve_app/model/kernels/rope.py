@@ -96,7 +96,9 @@ def _rope_append(
 
 
 @jit
-def _store_pair(to: tl.tensor, a: tl.tensor, b: tl.tensor, first: tl.tensor, second: tl.tensor, inside: tl.tensor) -> None:
+def _store_pair(
+    to: tl.tensor, a: tl.tensor, b: tl.tensor, first: tl.tensor, second: tl.tensor, inside: tl.tensor
+) -> None:
     tl.store(to + first, a.to(to.dtype.element_ty), inside)
     tl.store(to + second, b.to(to.dtype.element_ty), inside)
 

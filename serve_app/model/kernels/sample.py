@@ -12,13 +12,11 @@ Bytes: 4 V per row and, beyond one launch, V / 4 x 8 written and read: 16 rows o
 66 compare-and-swap rounds of a sort of 2,048, not bytes.
 """
 
-
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from serve_app.model.kernels.jit import jit, power_of_two
-
 
 
 @jit
@@ -58,7 +56,13 @@ def _packed(
 
 @jit
 def _race(
-    packed: tl.tensor, rank: tl.tensor, count: tl.tensor, heat: tl.tensor, top_k: tl.tensor, key: tl.tensor, by_token: tl.constexpr
+    packed: tl.tensor,
+    rank: tl.tensor,
+    count: tl.tensor,
+    heat: tl.tensor,
+    top_k: tl.tensor,
+    key: tl.tensor,
+    by_token: tl.constexpr,
 ) -> tl.tensor:
     """The winning token among the first ``count`` of sorted candidates.
 

@@ -59,9 +59,11 @@ class Compiling:
             if aligned:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         made = triton.compile(ASTSource(kernel, signature, constants, attributes), self.target, options)
-        self.made.append({"case": self.case, "kernel": kernel.fn.__name__, "shared": made.metadata.shared}
-                         | self._assembled(made.asm["ptx"])
-                         | {"async_copies": made.asm["ptx"].count("cp.async.")})
+        self.made.append(
+            {"case": self.case, "kernel": kernel.fn.__name__, "shared": made.metadata.shared}
+            | self._assembled(made.asm["ptx"])
+            | {"async_copies": made.asm["ptx"].count("cp.async.")}
+        )
 
     def _assembled(self, ptx: str) -> dict[str, int]:
         assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -72,7 +74,9 @@ class Compiling:
             assert target is not None
             done = subprocess.run(
                 [assembler, "-v", f"--gpu-name={target[1]}", source, "-o", Path(folder) / "kernel.cubin"],
-                capture_output=True, text=True, check=True,
+                capture_output=True,
+                text=True,
+                check=True,
             )
         used = re.search(r"Used (\d+) registers", done.stderr)
         spilled = re.search(r"(\d+) bytes spill stores", done.stderr)

@@ -37,7 +37,11 @@ def test_add_norm_is_the_residual_and_the_models_rms_norm(rows: int, steps: int,
 @given(dim=st.integers(2, 40))
 def test_with_a_bias_and_a_scale_it_is_layer_norm_behind_a_layer_scale(dim: int) -> None:
     module, scale = nn.LayerNorm(dim), LayerScale(dim)
-    module.weight.data, module.bias.data, scale.scale.data = random(dim, seed=2), random(dim, seed=3), random(dim, seed=4)
+    module.weight.data, module.bias.data, scale.scale.data = (
+        random(dim, seed=2),
+        random(dim, seed=3),
+        random(dim, seed=4),
+    )
     x, update = random(2, 2, dim) + 3, random(2, 2, dim, seed=1)
     total, normed = ops.add_norm(
         x, update, module.weight.detach(), module.eps, module.bias.detach(), scale.scale.detach()

@@ -80,12 +80,11 @@ def test_every_operator_gives_its_shape_on_meta_and_counts_its_launches() -> Non
 
 
 def test_shapes_on_meta_are_those_of_the_kernels() -> None:
-    library = {
-        "decode_partial": (torch.randn(2, 4, 8), torch.randn(3, 4, 2, 8), torch.randn(3, 4, 2, 8)),
-    }
+    query, keys, values = torch.randn(2, 4, 8), torch.randn(3, 4, 2, 8), torch.randn(3, 4, 2, 8)
     table, length = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, dtype=torch.int64)
     for splits in (1, 2):
-        arguments = (*library["decode_partial"], table, length, 4, None, None, splits)
+        ops.decode_attention(query, keys, values, table, length, 4, splits=splits)  # defines what is called below
+        arguments = (query, keys, values, table, length, 4, None, None, splits)
         real = torch.ops.chorus.decode_partial(*arguments)
         meta = torch.ops.chorus.decode_partial(
             *(value.to("meta") if isinstance(value, Tensor) else value for value in arguments)

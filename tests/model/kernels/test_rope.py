@@ -101,9 +101,7 @@ def test_a_store_in_bf16_takes_what_the_product_had_in_bf16() -> None:
     qkv = torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
     keys, values = torch.zeros(1, 2, 1, 4).bfloat16(), torch.zeros(1, 2, 1, 4).bfloat16()
     one = torch.tensor([[1]])
-    q = ops.rope_append(
-        qkv, None, None, keys, values, one[0] - 1, one, heads=1, kv_heads=1, interleaved=False
-    )
+    q = ops.rope_append(qkv, None, None, keys, values, one[0] - 1, one, heads=1, kv_heads=1, interleaved=False)
     assert torch.equal(q.flatten(), qkv.flatten()[:4])
     assert torch.equal(keys[0, 1, 0], qkv.flatten()[4:8])
     assert torch.equal(values[0, 1, 0], qkv.flatten()[8:])
