@@ -1,20 +1,21 @@
-"""Attention of one new step of every row over what the row holds, in pages: the part of a tick that grows with its length.
+"""Attention of one new step of every row over what the row holds, in pages: what grows with a conversation.
 
-Two phases. `partial` splits each row's own length evenly over ``splits`` programs per key head, so that a long row beside
-short ones does not decide how long the launch lasts; each runs an online softmax in fp32 over tiles of keys, found
-through the page table token by token, so a page size need not divide the capacity nor a tile a page. `combine` weighs the
-parts. With one split `partial` writes the result and `combine` is not launched.
+Two phases. `partial` splits each row's own length evenly over ``splits`` programs per key head, so that a long row
+beside short ones does not decide how long the launch lasts; each runs an online softmax in fp32 over tiles of keys,
+found through the page table token by token, so a page size need not divide the capacity nor a tile a page. `combine`
+weighs the parts. With one split `partial` writes the result and `combine` is not launched.
 
-The ring keeps the last ``capacity`` steps at positions 0..min(length, capacity)-1 (position = offset % capacity), and one new
-query sees them all, so the window test is that bound: what a last page holds beyond the capacity is never read.
+The ring keeps the last ``capacity`` steps at positions 0..min(length, capacity)-1 (position = offset % capacity), and
+one new query sees them all, so the window test is that bound: what a last page holds beyond the capacity is never
+read.
 
-Bytes per row: 2 x min(length, capacity) x H x D x (2, or 1 and 4 / D for a scale). The 7B at length 1,500: 24.6 MB a layer and row,
-8.2 us at 3 TB/s; 16 rows and 32 layers 4.2 ms, the largest term of the roofline after the weights. Parts: splits x R x Hq x (D + 1) x 4,
-written and read once; 0.5 MB at 16 rows and 2 splits.
+Bytes per row: 2 x min(length, capacity) x H x D x (2, or 1 and 4 / D for a scale). The 7B at length 1,500: 24.6 MB a
+layer and row, 8.2 us at 3 TB/s; 16 rows and 32 layers 4.2 ms, the largest term of the roofline after the weights.
+Parts: splits x R x Hq x (D + 1) x 4, written and read once; 0.5 MB at 16 rows and 2 splits.
 
-One query head per key head (every published model) multiplies and adds on the plain cores: an fp32 product per 2 bytes
-read is 1.5 T/s at full bandwidth, a twentieth of an H100's rate, and a matrix product of one row would waste 15 of 16.
-Grouped heads share a tile and use the matrix cores, padded to 16 rows.
+One query head per key head (every published model) multiplies and adds on the plain cores: an fp32 product per 2
+bytes read is 1.5 T/s at full bandwidth, a twentieth of an H100's rate, and a matrix product of one row would waste 15
+of 16. Grouped heads share a tile and use the matrix cores, padded to 16 rows.
 """
 
 from typing import Final
@@ -27,7 +28,7 @@ from serve_app.model.kernels.jit import interpreted, jit, power_of_two
 
 MAX_SPLITS: Final = 32
 _TILE: Final = 64
-"""Keys a step: 16 KiB of bf16 keys at D = 128, a good part of what keeps 3 TB/s in flight with 3 stages and 2 programs."""
+"""Keys a step: 16 KiB of bf16 keys at D = 128, 3 stages of 2 programs keep 3 TB/s in flight."""
 _TOKENS_PER_SPLIT: Final = 128
 """Fewer do not pay for the combining launch."""
 _PROGRAMS_PER_PROCESSOR: Final = 4
@@ -175,7 +176,7 @@ def partial(
     value_scale: Tensor | None,
     splits: int,
 ) -> tuple[Tensor, Tensor]:
-    """The parts ``[R, Hq, splits, D]`` (fp32; query's dtype for one split) and their log weights ``fp32[R, Hq, splits]``."""
+    """The parts ``[R, Hq, splits, D]`` (fp32, or query's dtype for one) and log weights ``fp32[R, Hq, splits]``."""
     rows, heads, head_dim = query.shape
     _, page, kv_heads, _ = keys.shape
     group = heads // kv_heads

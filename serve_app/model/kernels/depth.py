@@ -1,11 +1,10 @@
 """A Depformer position: split, write its key and value, attend to the positions so far; one launch.
 
-A program is one key head of one row: its past is at most 32 keys, one tile, so there is no loop and no split. Bytes, bf16, at 16 rows
-and position 8: 2 x 8 x 1,024 x 2 of the past and as much again of qkv, 0.6 MB: the floor is the launch, and a tick of the 7B has
-48 of these (8 positions x 6 layers), where PyTorch has 5 each.
+A program is one key head of one row: its past is at most 32 keys, one tile, so there is no loop and no split. Bytes,
+bf16, at 16 rows and position 8: 32 KiB of the past and 6 of qkv a row, 0.6 MB: the floor is the launch, and a tick of
+the 7B has 48 of these (8 positions x 6 layers), where PyTorch has two copies and the attention each.
 """
 
-import torch
 import triton.language as tl
 from torch import Tensor
 

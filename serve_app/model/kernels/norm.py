@@ -1,8 +1,8 @@
 """Residual addition and norm in one pass over the residual stream.
 
-One program holds one step of one row in registers (4,096 fp32 values over 8 warps are 16 a lane), so the mean needs no
-second read. Bytes, bf16: read x, update and weight, write sum and norm, 10 x D per step and 2 x D for the weight; at D =
-4096 and 16 rows 0.66 MB, 0.2 us at 3 TB/s: the floor is the launch, which is what fusing saves.
+One program holds one step of one row in registers (4,096 fp32 values over 8 warps are 16 a lane), so the mean needs
+no second read. Bytes, bf16: read x, update and weight, write sum and norm, 8 x D per step and 2 x D for the weight;
+at D = 4096 and 16 rows 0.53 MB, 0.2 us at 3 TB/s: the floor is the launch. PyTorch has 10 operators here.
 """
 
 import torch

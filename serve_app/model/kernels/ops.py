@@ -1,8 +1,8 @@
-"""The kernels as operators of torch, in namespace ``chorus``: one operator is one launch, which a count on meta may trust.
+"""The kernels as operators of torch, in namespace ``chorus``: one operator is one launch, on meta too.
 
 Importing this costs nothing and needs neither triton nor a GPU: operators are defined at the first call, kernels are
-imported when one runs. On meta and fake tensors they give shapes alone. On CPU tensors they run under Triton's interpreter
-only: the model's own PyTorch path is what a CPU should take, and a GPU without triton (`available`).
+imported when one runs. On meta and fake tensors they give shapes alone. On CPU tensors they run under Triton's
+interpreter only: the model's own PyTorch path is what a CPU should take, and a GPU without triton (`available`).
 
 All are graph-safe: grids and splits come from shapes, lengths and parameters are read on the GPU. Nothing here is
 differentiable.
@@ -10,7 +10,8 @@ differentiable.
 
 import functools
 import importlib.util
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -112,8 +113,8 @@ def decode_attention(
 
     Args:
         query: ``[R, Hq, D]``, rotated; Hq is a multiple of H.
-        keys, values: ``[P, page, H, D]``, contiguous. A ring per slot is ``page = capacity``, ``table = slots[:, None]``.
-        table: ``int32`` or ``int64 [R, blocks]``: position p of a row lies in page ``table[r, p // page]`` at ``p % page``.
+        keys, values: ``[P, page, H, D]``, contiguous. A ring is ``page = capacity``, ``table = slots[:, None]``.
+        table: ``int32`` or ``int64 [R, blocks]``: position p lies in page ``table[r, p // page]`` at ``p % page``.
             Blocks past a row's length may hold anything: they are not read.
         length: ``int64[R]``, steps written, the new one included; 0 gives zeros.
         capacity: the context; the last that many steps are seen, whether or not the page divides it.
@@ -199,7 +200,8 @@ _SCHEMAS: Final = (
     "Tensor? key_scale, Tensor? value_scale, int splits) -> (Tensor, Tensor)",
     "decode_combine(Tensor part, Tensor weight, ScalarType dtype) -> Tensor",
     "depth_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, int index, int heads) -> Tensor",
-    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor keys, int raised_token, Tensor? raised_by) -> Tensor",
+    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor keys, int raised_token, Tensor? raised_by) "
+    "-> Tensor",
     "sample_candidates(Tensor logits, Tensor temperature, int raised_token, Tensor? raised_by, int piece, int kept) "
     "-> Tensor",
     "sample_merged(Tensor pieces, Tensor temperature, Tensor top_k, Tensor keys, int vocabulary) -> Tensor",
@@ -224,17 +226,17 @@ class _Operators:
     """The namespace, and the registration that must live as long as it is used."""
 
     def __init__(self) -> None:
-        self._library = torch.library.Library("chorus", "FRAGMENT")
+        self._library = torch.library.Library("chorus", "FRAGMENT")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:
-            self._library.define(schema)
+            self._library.define(schema)  # type: ignore[no-untyped-call]
             name = schema.partition("(")[0]
             run = functools.partial(_run, *_KERNELS[name])
-            self._library.impl(name, run, "CUDA")
-            self._library.impl(name, run, "CPU")
+            for key in ("CUDA", "CPU"):
+                self._library.impl(name, run, key)  # type: ignore[no-untyped-call]
             torch.library.register_fake(f"chorus::{name}", _SHAPES[name], lib=self._library)
 
-    def __getattr__(self, name: str) -> "torch._ops.OpOverload":
-        return cast("torch._ops.OpOverload", getattr(torch.ops.chorus, name).default)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.ops.chorus, name).default
 
 
 @functools.cache
@@ -318,7 +320,7 @@ def _sample_merged_shape(pieces: Tensor, temperature: Tensor, top_k: Tensor, key
     return pieces.new_empty(pieces.shape[0])
 
 
-_SHAPES: Final = {
+_SHAPES: Final[dict[str, Callable[..., Any]]] = {
     "add_norm": _add_norm_shape,
     "norm": _norm_shape,
     "gate": _gate_shape,

@@ -1,8 +1,8 @@
 """Split, rotate and write: everything between a layer's product and its attention, in one launch.
 
-A program is one head of one step: a warp with 4 values a lane at D = 128. Pairs are read at even and odd addresses; both reads
-hit the same cache lines, and the whole is small. Bytes, bf16, per step: read W, write W (W = (Hq + 2H) D); 7B at 16 rows 0.8
-MB, 0.3 us at 3 TB/s. PyTorch needs two rotations of six kernels each, two conversions and two scattered writes.
+A program is one head of one step: a warp with 4 values a lane at D = 128. Pairs are read at even and odd addresses;
+both reads hit the same cache lines, and the whole is small. Bytes, bf16, per step: read W, write W (W = (Hq + 2H) D);
+7B at 16 rows 0.8 MB, 0.3 us at 3 TB/s. PyTorch has 20 operators here.
 """
 
 import torch

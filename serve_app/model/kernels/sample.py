@@ -1,15 +1,16 @@
-"""One token per row: temperature, top-k, the row's own noise and the race, as `serve_app.model.sampling.draw` defines them.
+"""One token per row: temperature, top-k, noise and the race of `serve_app.model.sampling.draw`.
 
-A logit becomes an integer that sorts as it does, with the token behind it in the low half, so that one sort of int64 orders
-tokens by probability, ties by the lower token. The race ``argmax(p / Exp(1))`` needs no sum: exp(x - greatest) is p up to a
-factor. Noise is hashed where it is used.
+A logit becomes an integer that sorts as it does, with the token behind it in the low half, so that one sort of int64
+orders tokens by probability, ties by the lower token. The race ``argmax(p / Exp(1))`` needs no sum: exp(x - greatest)
+is p up to a factor. Noise is hashed where it is used.
 
-Up to 4,096 tokens (audio: 2,048) one program sorts the whole row and `sample` is one launch. Beyond (text: 32,000 or 48,000)
-`candidates` sorts pieces of 2,048 side by side and keeps the best 512 of each, and `sample_merged` merges them one after the other, a bitonic
-merge of 512 each: two launches. Rows that look further than 512 there are the caller's to leave to PyTorch, which knows them (`Whole`).
+Up to 4,096 tokens (audio: 2,048) one program sorts the whole row and `sample` is one launch. Beyond (text: 32,000 or
+48,000) `candidates` sorts pieces of 2,048 side by side and keeps the best 512 of each, and `sample_merged` merges
+them one after the other, a bitonic merge of 512 each: two launches. Rows that look further than 512 there are the
+caller's to leave to PyTorch, which knows them (`Whole`).
 
-Bytes: 4 V per row and, beyond one launch, V / 4 x 8 written and read: 16 rows of text 4.1 MB, 1.4 us at 3 TB/s; the floor is the
-66 compare-and-swap rounds of a sort of 2,048, not bytes.
+Bytes: 4 V per row and, beyond one launch, V / 4 x 8 written and read: 16 rows of text 4.1 MB, 1.4 us at 3 TB/s; the
+floor is the 66 compare-and-swap rounds of a sort of 2,048, not bytes.
 """
 
 import torch
@@ -80,8 +81,7 @@ def _race(
     noise = _noise(key, index)
     score = tl.where(rank < cut, tl.exp(logit - first) / noise, -1.0)
     winner = tl.argmax(score, 0)
-    chosen = tl.sum(tl.where(rank == winner, token, 0), 0)
-    return chosen
+    return tl.sum(tl.where(rank == winner, token, 0), 0)
 
 
 @jit

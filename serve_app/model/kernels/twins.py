@@ -52,7 +52,7 @@ def rope_append(
 ) -> Tensor:
     """Queries ``[R, Hq, T, D]``; keys and values go to ``(write, index)`` of their stores."""
     head_dim = qkv.shape[-1] // (heads + 2 * kv_heads)
-    q, k, v = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+    q, k, v = torch.split(qkv.view(*qkv.shape[:2], -1, head_dim).transpose(1, 2), [heads, kv_heads, kv_heads], dim=1)
     if rotation is not None:
         q, k = rotation.turn(q), rotation.turn(k)
     to = write.reshape(len(qkv), -1), index
@@ -101,7 +101,7 @@ def _unpaged(store: Tensor, scales: Tensor | None, pages: Tensor, held: int, dty
 def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
     """``[R, 1, Hq D]``."""
     kv_heads, head_dim = keys.shape[1], keys.shape[3]
-    q, k, v = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+    q, k, v = torch.split(qkv.view(*qkv.shape[:2], -1, head_dim).transpose(1, 2), [heads, kv_heads, kv_heads], dim=1)
     keys[:, :, index : index + 1] = k
     values[:, :, index : index + 1] = v
     attended = attend_masked(q, keys[:, :, : index + 1], values[:, :, : index + 1], None)

@@ -1,7 +1,8 @@
 """Compiles every kernel for a GPU that need not be here, and says what each takes; run in an interpreter of its own.
 
-Launches are caught where triton would ask a driver: their arguments give the types, and the compiler does the rest down to
-machine code, with the assembler that triton ships. Prints JSON: a list of name, shared bytes, registers and spilled bytes.
+Launches are caught where triton would ask a driver: their arguments give the types, and the compiler does the rest
+down to machine code, with the assembler that triton ships. Prints JSON: a list of name, shared bytes, registers and
+spilled bytes.
 """
 
 import inspect
@@ -86,7 +87,11 @@ class Compiling:
 
 def main(architecture: int) -> None:
     compiling = Compiling(architecture)
-    JITFunction.run = lambda self, *args, **kwargs: compiling.run(self, *args, **kwargs)
+
+    def run(kernel: Any, *args: Any, **kwargs: Any) -> None:  # a bound method would not be given the kernel
+        compiling.run(kernel, *args, **kwargs)
+
+    JITFunction.run = run
     for case in cases(torch.device("cpu"), rows=2, context=300, text_card=5000):
         compiling.case = case.name
         case.kernel()

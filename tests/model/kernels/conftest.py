@@ -1,4 +1,4 @@
-"""Loads the kernels under Triton's interpreter: kernels and triton's own library become what they are when decorated."""
+"""Loads the kernels, and with them triton, under its interpreter: what is decorated later is compiled."""
 
 import importlib
 import importlib.util

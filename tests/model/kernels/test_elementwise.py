@@ -91,7 +91,7 @@ def test_a_depth_step_attends_to_every_position_so_far(
     for index in range(min(room, 4)):
         qkv = random(rows, 1, (heads + 2 * kv_heads) * head_dim, seed=index)
         ours = ops.depth_attention(qkv, keys, values, index, heads)
-        q, k, v = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
+        q, k, v = torch.split(qkv.view(rows, 1, -1, head_dim).transpose(1, 2), [heads, kv_heads, kv_heads], dim=1)
         said.append((k, v))
         past = [torch.cat(part, dim=2) for part in zip(*said, strict=True)]
         expected = attend_masked(q, past[0], past[1], None).transpose(1, 2).flatten(-2)

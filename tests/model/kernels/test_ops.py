@@ -17,11 +17,11 @@ from serve_app.model.kernels import check, ops
 CASES = [case.name for case in check.cases(torch.device("cpu"), rows=2, context=70, text_card=40)]
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators of namespace ``chorus``."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
