@@ -20,6 +20,8 @@ ONE_LAUNCH_TOKENS: Final = 4096
 """Vocabularies up to this size are sampled in one launch, larger ones in two."""
 MAX_DEPTH: Final = 32
 """Positions that `depth_attention` holds."""
+_PREFIX: Final = "triton_"
+"""Of the operators' names: the model's own fused operators share the namespace."""
 _PIECE: Final = 2048
 _KEPT: Final = 512
 
@@ -228,15 +230,15 @@ class _Operators:
     def __init__(self) -> None:
         self._library = torch.library.Library("chorus", "FRAGMENT")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:
-            self._library.define(schema)  # type: ignore[no-untyped-call]
+            self._library.define(_PREFIX + schema)  # type: ignore[no-untyped-call]
             name = schema.partition("(")[0]
             run = functools.partial(_run, *_KERNELS[name])
             for key in ("CUDA", "CPU"):
-                self._library.impl(name, run, key)  # type: ignore[no-untyped-call]
-            torch.library.register_fake(f"chorus::{name}", _SHAPES[name], lib=self._library)
+                self._library.impl(_PREFIX + name, run, key)  # type: ignore[no-untyped-call]
+            torch.library.register_fake(f"chorus::{_PREFIX}{name}", _SHAPES[name], lib=self._library)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch.ops.chorus, name).default
+        return getattr(torch.ops.chorus, _PREFIX + name).default
 
 
 @functools.cache

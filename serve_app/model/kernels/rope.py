@@ -76,9 +76,10 @@ def _rope_append(
             high = a.to(tl.float32)
             low = b.to(tl.float32)
             reach = tl.maximum(tl.max(tl.abs(high), 0), tl.max(tl.abs(low), 0))
-            scale = tl.where(reach > 0.0, reach / greatest, 1.0)
-            high = high / scale
-            low = low / scale
+            spoilt = tl.sum(high * 0.0 + low * 0.0, 0)  # NaN where a value is not finite, which a maximum may hide
+            scale = reach / greatest + spoilt
+            high = high / tl.where(reach > 0.0, reach / greatest, 1.0)
+            low = low / tl.where(reach > 0.0, reach / greatest, 1.0)
             if whole:  # to the nearest integer, ties to even: what adding and taking away 1.5 x 2**23 leaves in fp32
                 high = (high + 12582912.0) - 12582912.0
                 low = (low + 12582912.0) - 12582912.0

@@ -33,8 +33,8 @@ def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     y = x.float()
     reach = y.abs().amax(dim=-1)
     greatest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-    scale = torch.where(reach > 0, reach / greatest, 1.0)
-    y = y / scale[..., None]
+    scale = reach / greatest
+    y = y / torch.where(scale > 0, scale, 1.0)[..., None]
     return (torch.round(y) if dtype == torch.int8 else y).to(dtype), scale
 
 

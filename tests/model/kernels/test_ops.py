@@ -25,8 +25,8 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "chorus":
-            self.names[func.name().removeprefix("chorus::")] += 1
+        if func.name().startswith("chorus::triton_"):
+            self.names[func.name().removeprefix("chorus::triton_")] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -85,8 +85,8 @@ def test_shapes_on_meta_are_those_of_the_kernels() -> None:
     for splits in (1, 2):
         ops.decode_attention(query, keys, values, table, length, 4, splits=splits)  # defines what is called below
         arguments = (query, keys, values, table, length, 4, None, None, splits)
-        real = torch.ops.chorus.decode_partial(*arguments)
-        meta = torch.ops.chorus.decode_partial(
+        real = torch.ops.chorus.triton_decode_partial(*arguments)
+        meta = torch.ops.chorus.triton_decode_partial(
             *(value.to("meta") if isinstance(value, Tensor) else value for value in arguments)
         )
         for one, other in zip(real, meta, strict=True):
@@ -134,7 +134,7 @@ def test_operators_are_there_without_triton_and_importing_them_does_nothing() ->
     said = fresh_interpreter(
         "import sys; sys.modules['triton'] = None\n"
         "import torch; from serve_app.model.kernels import ops\n"
-        "print(ops.available(), hasattr(torch.ops.chorus, 'gate'))\n"
+        "print(ops.available(), hasattr(torch.ops.chorus, 'triton_gate'))\n"
         "print(ops.gate(torch.empty(1, 1, 4, device='meta'), 'silu').shape[-1])\n"
     )
     assert said.split() == ["False", "False", "2"]

@@ -1,5 +1,7 @@
 """Rotation with its write against the model's own rotation, under the interpreter."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,3 +108,30 @@ def test_a_store_in_bf16_takes_what_the_product_had_in_bf16() -> None:
     assert torch.equal(keys[0, 1, 0], qkv.flatten()[4:8])
     assert torch.equal(values[0, 1, 0], qkv.flatten()[8:])
     assert not keys[0, 0].any()
+
+
+def test_a_vector_that_is_not_finite_has_a_scale_that_shows_it() -> None:
+    qkv = torch.ones(1, 1, 12)
+    qkv[0, 0, 5] = float("nan")
+    stores, scales = (
+        [torch.zeros(1, 1, 1, 4).to(torch.int8) for _ in range(2)],
+        [torch.zeros(1, 1, 1) for _ in range(2)],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter casts NaN to an integer and says so
+        ops.rope_append(
+            qkv,
+            None,
+            None,
+            stores[0],
+            stores[1],
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(1, 1, dtype=torch.int64),
+            heads=1,
+            kv_heads=1,
+            interleaved=False,
+            key_scale=scales[0],
+            value_scale=scales[1],
+        )
+    assert bool(scales[0].isnan())
+    assert float(scales[1]) == pytest.approx(1 / 127)
