@@ -31,13 +31,16 @@ PACKAGES: Final = {
     "engine": {"torch", "numpy"},
     "link": {"numpy"},
     "checkpoint": {"torch", "safetensors", "huggingface_hub", "sentencepiece"},
-    "model": {"torch"},
+    "model": {"torch", "triton"},
     "audio": {"sphn", "av", "numpy"},
     "accounts": {"pydantic", "yaml", "sqlalchemy"},
     "config": {"pydantic", "yaml"},
     "registry": {"pydantic", "yaml"},
 }
 """Third parties that a room may import; a room that is not here imports the standard library alone."""
+
+KERNELS: Final = "model/kernels/"
+"""Where triton may be imported; everything else has to run without it."""
 
 ASYNCIO_ROOMS: Final = {"link", "serving", "client"}
 ENVIRONMENT_FILES: Final = {"config.py", "serving/launcher.py"}
@@ -63,6 +66,11 @@ def imports_of(path: Path) -> Iterator[str]:
 
 def name(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
+
+
+def needs_triton(path: Path) -> bool:
+    """Whether a file imports triton, or the kernels' door to it."""
+    return any(f"{module}.".startswith(("triton.", "serve_app.model.kernels.jit.")) for module in imports_of(path))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,12 @@ def test_a_room_imports_only_the_packages_of_its_row(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_triton_lives_among_the_kernels(path: Path) -> None:
+    if not name(path).startswith(KERNELS):
+        assert not needs_triton(path), name(path)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_asyncio_lives_in_link_serving_and_client(path: Path) -> None:
     if room_of(path) not in ASYNCIO_ROOMS:
         assert not {module for module in imports_of(path) if module.split(".")[0] == "asyncio"}, name(path)
@@ -110,7 +124,9 @@ def test_only_config_and_the_launcher_touch_the_environment(path: Path) -> None:
 
 
 def modules_of(room: str) -> list[str]:
-    files = [path for path in SOURCES if room_of(path) == room and path.name != "__main__.py"]
+    files = [
+        path for path in SOURCES if room_of(path) == room and path.name != "__main__.py" and not needs_triton(path)
+    ]
     return [
         ".".join(("serve_app", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         for path in files
@@ -127,9 +143,9 @@ def import_without(blocked: set[str], modules: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_model_and_engine_import_without_web_ray_config_or_opus() -> None:
+def test_model_and_engine_import_without_web_ray_config_opus_or_triton() -> None:
     import_without(
-        {"pydantic", "ray", "fastapi", "starlette", "uvicorn", "websockets", "sphn", "yaml", "safetensors"},
+        {"pydantic", "ray", "fastapi", "starlette", "uvicorn", "websockets", "sphn", "yaml", "safetensors", "triton"},
         modules_of("model") + modules_of("engine"),
     )
 
