@@ -4,8 +4,7 @@ A convolution sees ``effective kernel - stride`` samples before its first one: z
 row's first sample. A transposed convolution sees one step before its first, of zeros. Module names nest as the
 published checkpoints do, so that their keys load as they are.
 
-Streaming, a convolution is one matrix product over windows of its input. Windows are runs of memory where channels lie
-side by side, so a step's tensors do: what `step` takes and gives is ``[R, C, T]`` by shape, ``[R, T, C]`` in memory.
+Streaming, channels lie side by side, so that what a filter sees is one run of memory (see `product`): what `step` takes and gives is ``[R, C, T]`` by shape, ``[R, T, C]`` in memory.
 Source: the streaming convolutions of moshi 0.2.13, whose behaviour this is.
 """
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serve_app.model.product import Product
+from serve_app.model.product import Filters
 from serve_app.model.state import Rows, commit
 
 
@@ -51,9 +50,8 @@ class CausalConv(nn.Module):
         _initialise(inner, in_channels * kernel)
         self.conv = nn.ModuleDict({"conv": inner})
         self.in_channels, self.stride, self.dilation, self.replicate = in_channels, stride, dilation, replicate
-        self.kernel = kernel
         self.padding = (kernel - 1) * dilation + 1 - stride
-        self._product = Product(_over_windows)
+        self._filters = Filters(kernel, stride, dilation)
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> ConvState | None:
         """Fresh state for ``slots`` slots and a scratch row; None where nothing is remembered."""
@@ -79,9 +77,8 @@ class CausalConv(nn.Module):
             plus: added to the result, of its shape.
         """
         held = _extended(x.transpose(1, 2), state, rows, elu)  # [R, P + T, C]
-        windows = _windows(held, self.kernel, self.stride, self.dilation)
-        more = None if plus is None else plus.transpose(1, 2)
-        return self._product(windows, self._inner.weight, self._inner.bias, more).transpose(1, 2)
+        y = self._filters(held, self._inner.weight, self._inner.bias).transpose(1, 2)
+        return y if plus is None else y.add_(plus)
 
     @property
     def _inner(self) -> nn.Conv1d:
@@ -108,7 +105,7 @@ class CausalConvTranspose(nn.Module):
         _initialise(inner, 2 * in_channels // self.groups)
         self.convtr = nn.ModuleDict({"convtr": inner})
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
-        self._product = Product(_over_pairs)
+        self._filters = Filters(2, arrange=_over_pairs)
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> ConvState:
         """Fresh state for ``slots`` slots and a scratch row."""
@@ -125,7 +122,7 @@ class CausalConvTranspose(nn.Module):
         if self.groups > 1:
             y = self._scale(held)
         else:
-            y = self._product(_windows(held, 2, 1, 1), self._inner.weight, self._inner.bias)  # [R, T, S * C']
+            y = self._filters(held, self._inner.weight, self._inner.bias)  # [R, T, S * C']
         return y.reshape(y.shape[0], -1, self.out_channels).transpose(1, 2)
 
     def _scale(self, held: Tensor) -> Tensor:
@@ -162,27 +159,11 @@ def _extended(x: Tensor, state: ConvState | None, rows: Rows, elu: bool) -> Tens
     return held
 
 
-def _windows(held: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
-    """What each output sees: ``[R, L, C]`` to ``[R, T, K * C]``, one run of memory each."""
-    if kernel == stride == 1:
-        return held
-    held = held.contiguous()
-    count, length, channels = held.shape
-    steps = (length - (kernel - 1) * dilation - 1) // stride + 1
-    strides = (length * channels, stride * channels, dilation * channels, 1)
-    return held.as_strided((count, steps, kernel, channels), strides).reshape(count, steps, kernel * channels)
-
-
-def _over_windows(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """``[C', C, K]`` to the matrix over windows, ``[C', K * C]``."""
-    return weight.transpose(1, 2).flatten(1), bias
-
-
 def _over_pairs(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """``[C, C', 2 * S]`` to the matrix over a step and the one before it, ``[S * C', 2 * C]``."""
+    """``[C, C', 2 * S]`` to filters over a step and the one before it, ``[S * C', C, 2]``."""
     own, later = weight.permute(2, 1, 0).chunk(2)  # [S, C', C] each
-    stride = own.shape[0]
-    return torch.cat([later, own], dim=-1).flatten(0, 1), None if bias is None else bias.repeat(stride)
+    filters = torch.stack([later, own], dim=-1).flatten(0, 1)
+    return filters, None if bias is None else bias.repeat(own.shape[0])
 
 
 def _initialise(inner: nn.Conv1d | nn.ConvTranspose1d, inputs: int) -> None:
