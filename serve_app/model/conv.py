@@ -4,7 +4,8 @@ A convolution sees ``effective kernel - stride`` samples before its first one: z
 row's first sample. A transposed convolution sees one step before its first, of zeros. Module names nest as the
 published checkpoints do, so that their keys load as they are.
 
-Streaming, channels lie side by side, so that what a filter sees is one run of memory (see `product`): what `step` takes and gives is ``[R, C, T]`` by shape, ``[R, T, C]`` in memory.
+Streaming, channels lie side by side, so that what a filter sees is one run of memory (see `product`): what `step` takes
+and gives is ``[R, C, T]`` by shape, ``[R, T, C]`` in memory.
 Source: the streaming convolutions of moshi 0.2.13, whose behaviour this is.
 """
 
@@ -119,10 +120,8 @@ class CausalConvTranspose(nn.Module):
     def step(self, x: Tensor, state: ConvState, rows: Rows, *, elu: bool = False) -> Tensor:
         """The next T steps of each row, ``[R, C, T]`` to ``[R, C', T * stride]``; ``elu`` as `CausalConv.step`."""
         held = _extended(x.transpose(1, 2), state, rows, elu)  # [R, 1 + T, C]
-        if self.groups > 1:
-            y = self._scale(held)
-        else:
-            y = self._filters(held, self._inner.weight, self._inner.bias)  # [R, T, S * C']
+        inner = self._inner
+        y = self._scale(held) if self.groups > 1 else self._filters(held, inner.weight, inner.bias)  # [R, T, S * C']
         return y.reshape(y.shape[0], -1, self.out_channels).transpose(1, 2)
 
     def _scale(self, held: Tensor) -> Tensor:

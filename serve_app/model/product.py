@@ -1,7 +1,7 @@
 """Products and convolutions whose weight is laid out once, the way the device reads it fastest.
 
-A weight stays where checkpoints put it, in its module and in no other shape. Beside it lies what is derived from it: the
-matrix that a convolution is, and on a CPU the blocks that oneDNN reads. oneDNN uses the vector unit of any CPU; the
+A weight stays where checkpoints put it, in its module and in no other shape. Beside it lies what is derived from it:
+the matrix that a convolution is, and on a CPU the blocks that oneDNN reads. oneDNN uses the vector unit of any CPU; the
 library behind `F.linear` does so on its vendor's alone: 45 to 90 Gflop/s against 100 to 215 on one Zen core.
 """
 
@@ -27,9 +27,9 @@ _FEW_STEPS: Final = 4
 class Derived:
     """What inference uses in place of a weight, kept until that weight changes.
 
-    Not a module: what it keeps is in no state dict, moves with no ``.to`` and is copied by no ``deepcopy``; it is derived
-    again where the weight is next used. Derived on the first call, so warm up before a capture; from then on addresses
-    hold. No gradient flows through it. One thread.
+    Not a module: what it keeps is in no state dict, moves with no ``.to`` and is copied by no ``deepcopy``; it is
+    derived again where the weight is next used. Derived on the first call, so warm up before a capture; from then on
+    addresses hold. No gradient flows through it. One thread.
     """
 
     def __init__(self, arrange: Arrange | None = None) -> None:
