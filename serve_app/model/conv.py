@@ -1,26 +1,22 @@
 """Causal convolutions over ``[R, C, T]``: offline without state, or the next samples of each row with a state.
 
 A convolution sees ``effective kernel - stride`` samples before its first one: zeros, or (``replicate``) copies of the
-row's first sample. A transposed convolution keeps the tail of its output, without the bias, for the next call. Module
-names nest as the published checkpoints do, so that their keys load as they are.
+row's first sample. A transposed convolution sees one step before its first, of zeros. Module names nest as the
+published checkpoints do, so that their keys load as they are.
+
+Streaming, channels lie side by side, so that what a filter sees is one run of memory (see `product`): what `step` takes
+and gives is ``[R, C, T]`` by shape, ``[R, T, C]`` in memory.
 Source: the streaming convolutions of moshi 0.2.13, whose behaviour this is.
 """
 
 import dataclasses
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model.product import Filters
 from serve_app.model.state import Rows, commit
-
-_FEW_STEPS: Final = 4
-"""Up to here a product beats the library's convolution, which is built for long inputs.
-
-Measured at full size on one core, one row and 16 rows: the encoder's k16 s8 7.8 -> 2.4 and 26 -> 12 ms, its transposed
-twin 31 -> 2.7 and 22 -> 8 ms. At 16 steps and more the product loses.
-"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,19 +24,12 @@ class ConvState:
     """What a convolution remembers of every slot.
 
     Attributes:
-        previous: ``[slots + 1, C, P]``, the last P input samples.
+        previous: ``[slots + 1, P, C]``, the last P input samples.
         first: ``bool[slots + 1]``, whether the slot has seen no sample yet; only where padding replicates.
     """
 
     previous: Tensor
     first: Tensor | None = dataclasses.field(default=None, metadata={"fresh": 1})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TailState:
-    """What a transposed convolution still has to add to its next output: ``[slots + 1, C, stride]``."""
-
-    tail: Tensor
 
 
 class CausalConv(nn.Module):
@@ -63,33 +52,34 @@ class CausalConv(nn.Module):
         self.conv = nn.ModuleDict({"conv": inner})
         self.in_channels, self.stride, self.dilation, self.replicate = in_channels, stride, dilation, replicate
         self.padding = (kernel - 1) * dilation + 1 - stride
+        self._filters = Filters(kernel, stride, dilation)
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> ConvState | None:
         """Fresh state for ``slots`` slots and a scratch row; None where nothing is remembered."""
         if self.padding == 0:
             return None
         first = torch.ones(slots + 1, device=device, dtype=torch.bool) if self.replicate else None
-        previous = torch.zeros(slots + 1, self.in_channels, self.padding, device=device, dtype=dtype)
+        previous = torch.zeros(slots + 1, self.padding, self.in_channels, device=device, dtype=dtype)
         return ConvState(previous, first)
 
     def forward(self, x: Tensor) -> Tensor:
         """A whole sequence, ``[B, C, T]`` with T a multiple of the stride."""
         if self.padding:
             x = F.pad(x, (self.padding, 0), mode="replicate" if self.replicate else "constant")
-        return self._convolve(x)
+        return F.conv1d(x, self._inner.weight, self._inner.bias, stride=self.stride, dilation=self.dilation)
 
-    def step(self, x: Tensor, state: ConvState | None, rows: Rows) -> Tensor:
-        """The next T samples of each row, ``[R, C, T]``, T a multiple of the stride; gives T / stride."""
-        if state is None:
-            return self._convolve_few(x)
-        previous = rows.read(state.previous)  # [R, C, P]
-        if state.first is not None:
-            first = rows.read(state.first)
-            previous = torch.where(first[:, None, None], x[..., :1], previous)
-            commit(state.first, rows, torch.zeros_like(first))
-        x = torch.cat([previous, x], dim=-1)  # [R, C, P + T]
-        commit(state.previous, rows, x[..., -self.padding :])
-        return self._convolve_few(x)
+    def step(
+        self, x: Tensor, state: ConvState | None, rows: Rows, *, elu: bool = False, plus: Tensor | None = None
+    ) -> Tensor:
+        """The next T samples of each row, ``[R, C, T]``, T a multiple of the stride; gives T / stride.
+
+        Args:
+            elu: convolve ELU of ``x``: it is written to where the windows are read from.
+            plus: added to the result, of its shape.
+        """
+        held = _extended(x.transpose(1, 2), state, rows, elu)  # [R, P + T, C]
+        y = self._filters(held, self._inner.weight, self._inner.bias).transpose(1, 2)
+        return y if plus is None else y.add_(plus)
 
     @property
     def _inner(self) -> nn.Conv1d:
@@ -97,21 +87,12 @@ class CausalConv(nn.Module):
         assert isinstance(inner, nn.Conv1d)
         return inner
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self._inner.weight, self._inner.bias, stride=self.stride, dilation=self.dilation)
-
-    def _convolve_few(self, x: Tensor) -> Tensor:
-        """The same; where few steps come out, as one product over unfolded windows, each weight read once."""
-        kernel = self._inner.kernel_size[0]
-        if self.dilation > 1 or (x.shape[-1] - kernel) // self.stride >= _FEW_STEPS:
-            return self._convolve(x)
-        windows = x.unfold(-1, kernel, self.stride).transpose(1, 2).flatten(2)  # [R, T, C * K]
-        return F.linear(windows, self._inner.weight.flatten(1), self._inner.bias).transpose(1, 2)
-
 
 class CausalConvTranspose(nn.Module):
     """Transposed convolution, its kernel twice its stride, that trims on the right alone.
 
+    So each step of output strides comes from two steps of input: a convolution of kernel 2 that gives a stride's
+    samples side by side. The reference keeps the tail of its output for the next call; the step before is smaller.
     ``depthwise`` has one filter per channel.
     """
 
@@ -124,38 +105,30 @@ class CausalConvTranspose(nn.Module):
         inner = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, groups=self.groups, bias=bias)
         _initialise(inner, 2 * in_channels // self.groups)
         self.convtr = nn.ModuleDict({"convtr": inner})
-        self.out_channels, self.stride = out_channels, stride
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        self._filters = Filters(2, arrange=_over_pairs)
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TailState:
+    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> ConvState:
         """Fresh state for ``slots`` slots and a scratch row."""
-        return TailState(torch.zeros(slots + 1, self.out_channels, self.stride, device=device, dtype=dtype))
+        return ConvState(torch.zeros(slots + 1, 1, self.in_channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """A whole sequence, ``[B, C, T]`` to ``[B, C', T * stride]``."""
-        y = self._spread(x)
-        return self._add_bias(y[..., : -self.stride])
+        y = F.conv_transpose1d(x, self._inner.weight, self._inner.bias, stride=self.stride, groups=self.groups)
+        return y[..., : -self.stride]
 
-    def step(self, x: Tensor, state: TailState, rows: Rows) -> Tensor:
-        """The next T steps of each row, ``[R, C, T]`` to ``[R, C', T * stride]``."""
-        tail = rows.read(state.tail)  # [R, C', S]
-        if x.shape[-1] <= _FEW_STEPS:
-            return self._add_bias(self._step_few(x, tail, state, rows))
-        y = self._spread(x)
-        y[..., : self.stride] += tail
-        commit(state.tail, rows, y[..., -self.stride :])
-        return self._add_bias(y[..., : -self.stride])
+    def step(self, x: Tensor, state: ConvState, rows: Rows, *, elu: bool = False) -> Tensor:
+        """The next T steps of each row, ``[R, C, T]`` to ``[R, C', T * stride]``; ``elu`` as `CausalConv.step`."""
+        held = _extended(x.transpose(1, 2), state, rows, elu)  # [R, 1 + T, C]
+        inner = self._inner
+        y = self._scale(held) if self.groups > 1 else self._filters(held, inner.weight, inner.bias)  # [R, T, S * C']
+        return y.reshape(y.shape[0], -1, self.out_channels).transpose(1, 2)
 
-    def _step_few(self, x: Tensor, tail: Tensor, state: TailState, rows: Rows) -> Tensor:
-        """The same for few steps, as one product: what each step adds to its own stride of output and to the next."""
-        weight = self._inner.weight  # [C, C', 2 * S], or [C, 1, 2 * S] with one filter per channel
-        if self.groups > 1:
-            spread = x.transpose(1, 2)[..., None] * weight[:, 0]  # [R, T, C', 2 * S]
-        else:
-            spread = (x.transpose(1, 2) @ weight.flatten(1)).view(*x.shape[::2], *weight.shape[1:])
-        own, later = spread.chunk(2, dim=-1)  # [R, T, C', S] each
-        y: Tensor = own + torch.cat([tail[:, None], later[:, :-1]], dim=1)
-        commit(state.tail, rows, later[:, -1])
-        return y.transpose(1, 2).flatten(2)  # [R, C', T * S]
+    def _scale(self, held: Tensor) -> Tensor:
+        """One filter per channel is no product but two scalings: ``[R, 1 + T, C]`` to ``[R, T, S, C]``."""
+        own, later = self._inner.weight[:, 0].T.chunk(2)  # [S, C] each
+        y = torch.addcmul(held[:, 1:, None] * own, held[:, :-1, None], later)
+        return y if self._inner.bias is None else y + self._inner.bias
 
     @property
     def _inner(self) -> nn.ConvTranspose1d:
@@ -163,13 +136,33 @@ class CausalConvTranspose(nn.Module):
         assert isinstance(inner, nn.ConvTranspose1d)
         return inner
 
-    def _spread(self, x: Tensor) -> Tensor:
-        """The transposed convolution alone: ``[R, C', (T + 1) * stride]``, untrimmed, no bias."""
-        return F.conv_transpose1d(x, self._inner.weight, None, stride=self.stride, groups=self.groups)
 
-    def _add_bias(self, y: Tensor) -> Tensor:
-        bias = self._inner.bias
-        return y if bias is None else y + bias[:, None]
+def _extended(x: Tensor, state: ConvState | None, rows: Rows, elu: bool) -> Tensor:
+    """``[R, T, C]`` behind what its rows remember, ``[R, P + T, C]``, of which they remember the end."""
+    if state is None:
+        return F.elu(x) if elu else x
+    previous = rows.read(state.previous)  # [R, P, C]
+    padding = previous.shape[1]
+    held = x.new_empty(x.shape[0], padding + x.shape[1], x.shape[2])
+    new = held[:, padding:]
+    if elu:
+        torch.ops.aten.elu.out(x, out=new)
+    else:
+        new.copy_(x)
+    if state.first is not None:
+        first = rows.read(state.first)
+        previous = torch.where(first[:, None, None], new[:, :1], previous)
+        commit(state.first, rows, torch.zeros_like(first))
+    held[:, :padding] = previous
+    commit(state.previous, rows, held[:, -padding:])
+    return held
+
+
+def _over_pairs(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """``[C, C', 2 * S]`` to filters over a step and the one before it, ``[S * C', C, 2]``."""
+    own, later = weight.permute(2, 1, 0).chunk(2)  # [S, C', C] each
+    filters = torch.stack([later, own], dim=-1).flatten(0, 1)
+    return filters, None if bias is None else bias.repeat(own.shape[0])
 
 
 def _initialise(inner: nn.Conv1d | nn.ConvTranspose1d, inputs: int) -> None:

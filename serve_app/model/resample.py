@@ -7,7 +7,7 @@ published model that the weights depend on).
 import torch
 from torch import Tensor, nn
 
-from serve_app.model.conv import CausalConv, CausalConvTranspose, ConvState, TailState
+from serve_app.model.conv import CausalConv, CausalConvTranspose, ConvState
 from serve_app.model.state import Rows
 
 
@@ -35,11 +35,11 @@ class Upsample(nn.Module):
         super().__init__()
         self.convtr = CausalConvTranspose(dim, dim, stride, bias=False, depthwise=True)
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TailState:
+    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> ConvState:
         return self.convtr.init_state(slots, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convtr(x)  # type: ignore[no-any-return]
 
-    def step(self, x: Tensor, state: TailState, rows: Rows) -> Tensor:
+    def step(self, x: Tensor, state: ConvState, rows: Rows) -> Tensor:
         return self.convtr.step(x, state, rows)

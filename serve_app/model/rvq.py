@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model.product import Filters, Product
+
 _MIN_USAGE: Final = 1e-5  # usages of 0 occur in published codebooks
 _SPREAD: Final = 0.2  # of random entries: as wide as the latents of a random encoder, so that its codes vary
 
@@ -35,6 +37,7 @@ class Codebook(nn.Module):
         self.register_buffer("embedding_sum", torch.randn(card, dim) * _SPREAD)
         self.register_buffer("embedding", torch.empty(card, dim), persistent=False)
         self.register_buffer("half_norm", torch.empty(card), persistent=False)
+        self._distance = Product(_negated)
         self.refresh()
         self.register_load_state_dict_post_hook(_refresh_loaded)  # type: ignore[no-untyped-call]
 
@@ -49,7 +52,7 @@ class Codebook(nn.Module):
 
         ``|x - e|^2 / 2`` less the part that all entries share, so one product finds it.
         """
-        return torch.addmm(self.half_norm, x, self.embedding.T, alpha=-1).argmin(dim=1)
+        return self._distance(x.detach(), self.embedding, self.half_norm).argmin(dim=1)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Entries of codes, ``[...]`` to ``[..., D]``; a code that is out of range (-2, card) means the nearest one."""
@@ -59,6 +62,10 @@ class Codebook(nn.Module):
 def _refresh_loaded(module: nn.Module, _: object) -> None:
     assert isinstance(module, Codebook)
     module.refresh()
+
+
+def _negated(entries: Tensor, half_norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return -entries, half_norm
 
 
 class _Level(nn.Module):
@@ -74,6 +81,7 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         self.input_proj = nn.Conv1d(dim, codebook_dim, 1, bias=False)
         self.output_proj = nn.Conv1d(codebook_dim, dim, 1, bias=False)
+        self._inward, self._outward = Filters(1), Filters(1)
         self.vq = nn.ModuleDict({"layers": nn.ModuleList(_Level(card, codebook_dim) for _ in range(levels))})
 
     @property
@@ -82,9 +90,9 @@ class ResidualQuantizer(nn.Module):
 
     def encode(self, latent: Tensor, levels: int) -> list[Tensor]:
         """Codes ``int64[B, T]`` of the first ``levels`` levels of ``[B, dim, T]``."""
-        projected = self.input_proj(latent)
-        batch, dim, steps = projected.shape
-        residual = projected.transpose(1, 2).reshape(-1, dim)  # [B * T, D]
+        projected = _project(latent, self.input_proj, self._inward).transpose(1, 2)
+        batch, steps, dim = projected.shape
+        residual = projected.reshape(-1, dim)  # [B * T, D]
         found = []
         for codebook in self.codebooks[:levels]:
             codes = codebook.nearest(residual)
@@ -97,7 +105,14 @@ class ResidualQuantizer(nn.Module):
         quantized = self.codebooks[0].look_up(codes[:, 0])  # [B, T, D]
         for level, codebook in enumerate(self.codebooks[1 : codes.shape[1]], start=1):
             quantized = quantized + codebook.look_up(codes[:, level])
-        return self.output_proj(quantized.transpose(1, 2))  # type: ignore[no-any-return]
+        return _project(quantized.transpose(1, 2), self.output_proj, self._outward)
+
+
+def _project(x: Tensor, inner: nn.Conv1d, filters: Filters) -> Tensor:
+    """``[B, D, T]`` to ``[B, D', T]``; by the filters where no gradient is asked for."""
+    if torch.is_grad_enabled():
+        return inner(x)  # type: ignore[no-any-return]
+    return filters(x.transpose(1, 2), inner.weight, None).transpose(1, 2)
 
 
 class SplitQuantizer(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serve_app.model.conv import CausalConv, CausalConvTranspose, ConvState, TailState
+from serve_app.model.conv import CausalConv, CausalConvTranspose, ConvState
 from serve_app.model.state import Rows
 
-LayerState = ConvState | TailState | None
+LayerState = ConvState | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ class ResidualBlock(nn.Module):
         return x + self.widen[0](F.elu(self.narrow[0](F.elu(x))))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, state: ConvState | None, rows: Rows) -> Tensor:
-        y = self.narrow[0].step(F.elu(x), state, rows)
-        return x + self.widen[0].step(F.elu(y), None, rows)
+        y = self.narrow[0].step(x, state, rows, elu=True)
+        return self.widen[0].step(F.elu(y, inplace=True), None, rows, plus=x)
 
 
 class Seanet(nn.Module):
@@ -91,16 +91,17 @@ class Seanet(nn.Module):
 
     def step(self, x: Tensor, state: SeanetState, rows: Rows) -> Tensor:
         """The next samples (encoder) or steps (decoder) of each row, ``[R, C, T]``."""
+        elu = False
         for layer, layer_state in zip(self.model, state.layers, strict=True):
             match layer:
-                case CausalConv() | ResidualBlock():
-                    assert layer_state is None or isinstance(layer_state, ConvState)
+                case ResidualBlock():
                     x = layer.step(x, layer_state, rows)
+                case CausalConv():
+                    x = layer.step(x, layer_state, rows, elu=elu)
                 case CausalConvTranspose():
-                    assert isinstance(layer_state, TailState)
-                    x = layer.step(x, layer_state, rows)
-                case _:
-                    x = F.elu(x)
+                    assert layer_state is not None
+                    x = layer.step(x, layer_state, rows, elu=elu)
+            elu = isinstance(layer, nn.ELU)  # the next layer computes it, where it needs it
         return x
 
 
