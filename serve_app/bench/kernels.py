@@ -52,23 +52,23 @@ class TickKernels:
         return {stage: sum(kernels.values()) for stage, kernels in self.stages.items()}
 
 
-class KernelCounter(TorchDispatchMode):
+class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts by the operation's name, while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
         self._attention = _Whole(self)
         self.paused = False
 
     def __enter__(self) -> "KernelCounter":
-        super().__enter__()
-        self._attention.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._attention.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._attention.__exit__(*error)
-        super().__exit__(*error)
+        self._attention.__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -112,6 +112,7 @@ def count(duplex: Duplex, rows: int = 4) -> TickKernels:
         duplex: of any device; only its shapes are used, and it is on the meta device afterwards.
     """
     duplex = duplex.to(META).eval()
+    duplex.lm.lay_out()
     state = duplex.init_state(rows, META, torch.bfloat16)
     slots = torch.zeros(rows, dtype=torch.int64, device=META)
     now = Rows(slots, torch.ones(rows, dtype=torch.bool, device=META), slots)
