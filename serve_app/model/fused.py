@@ -138,11 +138,11 @@ def rope_split(
         cos, sin: of `rope_table`; None leaves them unturned.
     """
     by_head = qkv.reshape(*qkv.shape[:-1], heads + 2 * kv_heads, -1).transpose(1, 2)  # [R, Hq + 2 H, T, D]
-    turning, values = by_head.split([heads + kv_heads, kv_heads], dim=1)
+    turning, values = torch.split(by_head, [heads + kv_heads, kv_heads], dim=1)
     if cos is not None:
         assert sin is not None
         turning = turn(turning, cos, sin, interleaved)
-    query, keys = turning.split([heads, kv_heads], dim=1)
+    query, keys = torch.split(turning, [heads, kv_heads], dim=1)
     return query, keys, values
 
 

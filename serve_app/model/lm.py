@@ -154,7 +154,7 @@ class LM(nn.Module):
 
     def _stream_embeddings(self) -> list[Embedding]:
         """In the order in which they are added: every codebook, then text."""
-        return [*self.emb, self.text_emb]  # type: ignore[list-item]
+        return [*self.emb, self.text_emb]
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> LMState:
         """Empty state for ``slots`` slots and a scratch row; keys and values in ``dtype``. Greedy until told."""
