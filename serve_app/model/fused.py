@@ -533,6 +533,16 @@ def _(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
     return seed.new_empty(seed.shape[0], count)
 
 
+def noise_ahead(keys: Tensor, temperature: Tensor, vocabulary: int) -> Tensor | None:
+    """Noise ``fp32[R, S, width]`` for `sample` under the keys of S streams, ``int64[R, S]``, made at once.
+
+    That is cheaper on the CPU alone. None elsewhere, and where nobody draws.
+    """
+    if not direct(keys) or _nobody_draws(temperature):
+        return None
+    return exponential_noise(keys, min(TOP_K_WIDTH, vocabulary))
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -542,6 +552,7 @@ def sample(
     *,
     whole: Whole,
     raised: tuple[int, Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """One token per row, or the given one: see `sampling.draw`.
 
@@ -549,13 +560,14 @@ def sample(
         logits: ``[R, V]``, drawn from in fp32.
         keys: ``int64[R]``, noise keys of this step and stream.
         given: ``int64[R]``; `UNGENERATED_TOKEN` means sample.
+        noise: of `noise_ahead`, this stream's; None makes it here.
         whole: where it is not False, rows may look further than the sorted candidates, and it is more than one kernel.
 
     Returns:
         ``int64[R]``.
     """
     if direct(logits) or whole is not False:
-        return _sample(logits, temperature, top_k, keys, given, whole, raised)
+        return _sample(logits, temperature, top_k, keys, given, whole, raised, noise)
     token, by = (-1, None) if raised is None else raised
     made: Tensor = _sample_op(logits, temperature, top_k, keys, given, token, by)
     return made
@@ -569,14 +581,21 @@ def _sample(
     given: Tensor,
     whole: Whole,
     raised: tuple[int, Tensor] | None,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    # Values are at hand on the CPU, unless a step is traced: where nobody draws, nothing need be sorted.
-    if temperature.device.type == "cpu" and type(temperature) is Tensor and not bool((temperature > 0).any()):
+    if noise is None and _nobody_draws(temperature):
         token = logits.argmax(dim=-1)
     else:
-        noise = exponential_noise(keys, min(TOP_K_WIDTH, logits.shape[-1]))
+        if noise is None:
+            noise = exponential_noise(keys, min(TOP_K_WIDTH, logits.shape[-1]))
         token = draw(logits.float(), temperature, top_k, keys, noise, whole=whole, raised=raised)
     return torch.where(given == UNGENERATED_TOKEN, token, given)
+
+
+def _nobody_draws(temperature: Tensor) -> bool:
+    """Values are at hand on the CPU, unless a step is traced; elsewhere nobody waits for them."""
+    at_hand = temperature.device.type == "cpu" and type(temperature) is Tensor
+    return at_hand and not bool((temperature > 0).any())
 
 
 @custom_op("chorus::sample", mutates_args=())

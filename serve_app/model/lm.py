@@ -240,6 +240,7 @@ class LM(nn.Module):
         temperature = state.sampling.audio_temperature.index_select(0, rows.slots)
         top_k = state.sampling.audio_top_k.index_select(0, rows.slots)
         keys = self._keys(state.sampling.audio_seed, state, rows, TEXT_STREAM + 1, c.dep_q)  # [R, dep_q]
+        noise = fused.noise_ahead(keys, temperature, c.card)
         inputs = self._depth_in(thought.hidden[:, None])
         past = self.depformer.begin(thought.hidden)
         token, codes, all_logits = thought.text, [], []
@@ -255,7 +256,8 @@ class LM(nn.Module):
             _, normed = self.depformer.stream(x, past, index).normed(self.depformer_norms[index])
             logits = self.linears[index](normed)[:, 0]
             logits = state.guidance.steer(logits, rows, text=False)  # [R, card]
-            token = fused.sample(logits, temperature, top_k, keys[:, index], given[:, index], whole=whole)
+            here = None if noise is None else noise[:, index]
+            token = fused.sample(logits, temperature, top_k, keys[:, index], given[:, index], whole=whole, noise=here)
             codes.append(token)
             all_logits.append(logits)
         return Spoken(torch.stack(codes, dim=1), torch.stack(all_logits, dim=1).float())
