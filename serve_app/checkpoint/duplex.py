@@ -65,6 +65,7 @@ def load_duplex(folder: Folder, device: torch.device, dtype: torch.dtype, contex
     if folder.layout.model_type == "hibiki":
         deafen_to_early_end(duplex.lm)
     duplex.to(device)  # constants that no checkpoint holds
+    duplex.lm.lay_out()
     assert not any(tensor.is_meta for tensor in (*duplex.parameters(), *duplex.buffers()))
     return duplex
 

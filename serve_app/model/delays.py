@@ -11,7 +11,9 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.library import custom_op
 
+from serve_app.model import fused
 from serve_app.model.embedding import UNGENERATED_TOKEN, ZERO_TOKEN
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.state import Rows, commit
@@ -59,13 +61,8 @@ class Delays(nn.Module):
 
     def hear(self, codes: Tensor, state: TokenCache, rows: Rows) -> Tensor:
         """Write the user's codes (``int64[R, user_q]``) and return this step's input, ``int64[R, n_q + 1]``."""
-        offset = state.offset.index_select(0, rows.slots)[:, None]  # [R, 1]
-        tokens = state.tokens.index_select(0, rows.slots)  # [R, K, W], a copy
-        target = (offset + self.lags[self.own :]) % self.width
-        tokens[:, self.own :] = tokens[:, self.own :].scatter(2, target[..., None], codes[..., None])
-        commit(state.tokens, rows, tokens)
-        here = (offset % self.width)[..., None].expand(-1, tokens.shape[1], -1)
-        return torch.where(offset <= self.lags, self.initial, tokens.gather(2, here)[..., 0])
+        args = (state.tokens, state.offset, codes, rows.slots, rows.write, self.lags, self.initial)
+        return (_hear if fused.direct(codes) else _hear_op)(*args)
 
     def say(self, text: Tensor, codes: Tensor, state: TokenCache, rows: Rows) -> tuple[Tensor, Tensor]:
         """Write what was generated, advance, and read the newest complete frame.
@@ -78,17 +75,8 @@ class Delays(nn.Module):
             Text token and codes of one moment, ``int64[R, dep_q + 1]``, and ``bool[R]``: whether there is such a
             frame. Without one the tokens are `UNGENERATED_TOKEN`.
         """
-        offset = state.offset.index_select(0, rows.slots)[:, None] + 1  # [R, 1]
-        tokens = state.tokens.index_select(0, rows.slots)
-        said = torch.cat([text[:, None], codes], dim=1)[..., None]  # [R, dep_q + 1, 1]
-        here = (offset % self.width)[..., None].expand(-1, self.own, -1)
-        tokens[:, : self.own] = tokens[:, : self.own].scatter(2, here, said)
-        commit(state.tokens, rows, tokens)
-        commit(state.offset, rows, offset[:, 0])
-        aligned = (offset - self.max_delay + self.lags[: self.own]) % self.width
-        frame = tokens[:, : self.own].gather(2, aligned[..., None])[..., 0]
-        complete = (offset[:, 0] > self.max_delay) & rows.exec_mask
-        return torch.where(complete[:, None], frame, UNGENERATED_TOKEN), complete
+        args = (state.tokens, state.offset, text, codes, rows.slots, rows.write, rows.exec_mask, self.lags)
+        return (_say if fused.direct(codes) else _say_op)(*args)
 
     def lay(self, frames: Tensor) -> Tensor:
         """Frames of a prompt as steps: ``int64[R, streams, T]`` in and out.
@@ -125,3 +113,83 @@ class Delays(nn.Module):
         cache = state.tokens.index_select(0, rows.slots)
         commit(state.tokens, rows, cache.scatter(2, target, tokens[..., steps - last :]))
         commit(state.offset, rows, offset + steps)
+
+
+def _hear(
+    cache: Tensor, steps: Tensor, codes: Tensor, slots: Tensor, write: Tensor, lags: Tensor, initial: Tensor
+) -> Tensor:
+    own, width = cache.shape[1] - codes.shape[1], cache.shape[2]
+    offset = steps.index_select(0, slots)[:, None]  # [R, 1]
+    tokens = cache.index_select(0, slots)  # [R, K, W], a copy
+    target = (offset + lags[own:]) % width
+    tokens[:, own:] = tokens[:, own:].scatter(2, target[..., None], codes[..., None])
+    cache.index_copy_(0, write, tokens)
+    here = (offset % width)[..., None].expand(-1, tokens.shape[1], -1)
+    return torch.where(offset <= lags, initial, tokens.gather(2, here)[..., 0])
+
+
+@custom_op("chorus::hear", mutates_args=("cache",))
+def _hear_op(
+    cache: Tensor, steps: Tensor, codes: Tensor, slots: Tensor, write: Tensor, lags: Tensor, initial: Tensor
+) -> Tensor:
+    return _hear(cache, steps, codes, slots, write, lags, initial)
+
+
+@_hear_op.register_fake
+def _(
+    cache: Tensor, steps: Tensor, codes: Tensor, slots: Tensor, write: Tensor, lags: Tensor, initial: Tensor
+) -> Tensor:
+    return cache.new_empty(slots.shape[0], cache.shape[1])
+
+
+def _say(
+    cache: Tensor,
+    steps: Tensor,
+    text: Tensor,
+    codes: Tensor,
+    slots: Tensor,
+    write: Tensor,
+    executes: Tensor,
+    lags: Tensor,
+) -> tuple[Tensor, Tensor]:
+    own, width = codes.shape[1] + 1, cache.shape[2]
+    max_delay = width - 2
+    offset = steps.index_select(0, slots)[:, None] + 1  # [R, 1]
+    tokens = cache.index_select(0, slots)
+    said = torch.cat([text[:, None], codes], dim=1)[..., None]  # [R, dep_q + 1, 1]
+    here = (offset % width)[..., None].expand(-1, own, -1)
+    tokens[:, :own] = tokens[:, :own].scatter(2, here, said)
+    cache.index_copy_(0, write, tokens)
+    steps.index_copy_(0, write, offset[:, 0])
+    aligned = (offset - max_delay + lags[:own]) % width
+    frame = tokens[:, :own].gather(2, aligned[..., None])[..., 0]
+    complete = (offset[:, 0] > max_delay) & executes
+    return torch.where(complete[:, None], frame, UNGENERATED_TOKEN), complete
+
+
+@custom_op("chorus::say", mutates_args=("cache", "steps"))
+def _say_op(
+    cache: Tensor,
+    steps: Tensor,
+    text: Tensor,
+    codes: Tensor,
+    slots: Tensor,
+    write: Tensor,
+    executes: Tensor,
+    lags: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return _say(cache, steps, text, codes, slots, write, executes, lags)
+
+
+@_say_op.register_fake
+def _(
+    cache: Tensor,
+    steps: Tensor,
+    text: Tensor,
+    codes: Tensor,
+    slots: Tensor,
+    write: Tensor,
+    executes: Tensor,
+    lags: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return codes.new_empty(codes.shape[0], codes.shape[1] + 1), torch.empty_like(executes)

@@ -4,14 +4,16 @@ It starts afresh in every step and sees at most ``dep_q`` positions, so its keys
 positions are known when the loop is unrolled: no ring, no mask, no state. Weights depend on the position.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
+from serve_app.model import fused
 from serve_app.model.lm_config import LMConfig
-from serve_app.model.norm import make_norm
-from serve_app.model.ring import attend_masked
+from serve_app.model.norm import Residual, make_norm
 from serve_app.model.rope import Rotation, sinusoid
-from serve_app.model.transformer import Attention, Gating, LayerScale
+from serve_app.model.transformer import Attention, Gating, LayerScale, scale_of
 
 
 class DepformerLayer(nn.Module):
@@ -29,28 +31,36 @@ class DepformerLayer(nn.Module):
         self.layer_scale_1 = LayerScale(dim) if config.depformer_layer_scale else nn.Identity()
         self.layer_scale_2 = LayerScale(dim) if config.depformer_layer_scale else nn.Identity()
 
-    def step(self, x: Tensor, past: "DepthPast", index: int, weights: int, rotation: Rotation | None) -> Tensor:
-        q, k, v = self.self_attn.project(self.norm1(x), weights)
-        if rotation is not None:
-            q, k = rotation.turn(q), rotation.turn(k)
-        keys, values = past.append(k, v, index)
-        update = self.layer_scale_1(self.self_attn.merge(attend_masked(q, keys, values, None), weights))
-        x = x.to(update.dtype) + update
-        update = self.layer_scale_2(self.gating[weights](self.norm2(x)))
-        return x.to(update.dtype) + update  # type: ignore[no-any-return]
+    def step(
+        self, residual: Residual, keys: Tensor, values: Tensor, index: int, weights: int, rotation: Rotation | None
+    ) -> Residual:
+        """One position; keys and values of this layer are ``[R, H, dep_q, D]``."""
+        attention = self.self_attn
+        residual, normed = residual.normed(self.norm1)
+        qkv = attention.in_projs[weights](normed)
+        if rotation is None:
+            attended = fused.depth_attention(qkv, keys, values, index, attention.heads)
+        else:
+            attended = fused.depth_attend(*attention.split(qkv, rotation), keys, values, index)
+        residual = residual.add(attention.out_projs[weights](attended), scale_of(self.layer_scale_1))
+        residual, normed = residual.normed(self.norm2)
+        return residual.add(self.gating[weights](normed), scale_of(self.layer_scale_2))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class DepthPast:
-    """Keys and values of the codebooks said so far in this step, ``[R, H, dep_q, D]`` each; lives for one call."""
+    """What the codebooks of one step share; lives for one call.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    Attributes:
+        keys, values: of what has been said so far, a ``[R, H, dep_q, D]`` for each layer.
+        rotations: of every position; None where the model has none.
+        embeddings: sinusoids ``[1, dep_q, dim]``; None where the model has none.
+    """
 
-    def append(self, keys: Tensor, values: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Write one position, ``[R, H, 1, D]``, and return everything up to it."""
-        self.keys[:, :, index : index + 1] = keys
-        self.values[:, :, index : index + 1] = values
-        return self.keys[:, :, : index + 1], self.values[:, :, : index + 1]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    rotations: tuple[Rotation, ...] | None
+    embeddings: Tensor | None
 
 
 class Depformer(nn.Module):
@@ -61,28 +71,32 @@ class Depformer(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(DepformerLayer(config) for _ in range(config.depformer_num_layers))
 
-    def begin(self, like: Tensor) -> list[DepthPast]:
-        """An empty past per layer for as many rows as ``like`` (``[R, ...]``) has, on its device, in its dtype."""
+    def begin(self, like: Tensor) -> DepthPast:
+        """An empty past for as many rows as ``like`` (``[R, ...]``) has, on its device, in its dtype."""
         c = self.config
         heads = c.depformer_num_heads // c.depformer_kv_repeat
-        shape = (2, len(self.layers), like.shape[0], heads, c.dep_q, c.depformer_dim // c.depformer_num_heads)
-        store = torch.empty(shape, device=like.device, dtype=like.dtype)
-        return [DepthPast(store[0, layer], store[1, layer]) for layer in range(len(self.layers))]
+        head_dim = c.depformer_dim // c.depformer_num_heads
+        shape = (2, len(self.layers), like.shape[0], heads, c.dep_q, head_dim)
+        keys, values = torch.empty(shape, device=like.device, dtype=like.dtype).unbind()
+        rotations, embeddings = None, None
+        start = torch.zeros(1, device=like.device, dtype=torch.int64) if c.depformer_pos_emb != "none" else None
+        if start is not None and c.depformer_pos_emb != "sin":
+            whole = Rotation.at(start, c.dep_q, head_dim, c.depformer_max_period, c.depformer_pos_emb != "rope_concat")
+            rotations = tuple(whole.position(index) for index in range(c.dep_q))
+        if start is not None and c.depformer_pos_emb in ("sin", "sin_rope"):
+            embeddings = sinusoid(start, c.dep_q, c.depformer_dim, c.depformer_max_period, like.dtype)
+        return DepthPast(keys.unbind(), values.unbind(), rotations, embeddings)
 
-    def step(self, x: Tensor, past: list[DepthPast], index: int) -> Tensor:
+    def step(self, x: Tensor, past: DepthPast, index: int) -> Tensor:
         """Position ``index`` of this step's codebooks: ``[R, 1, dim]`` in and out."""
-        c = self.config
-        weights = c.depformer_weights_per_step_schedule[index]
-        position = torch.full((1,), index, device=x.device, dtype=torch.int64)
-        rotation: Rotation | None = None
-        if c.depformer_pos_emb in ("rope", "sin_rope", "rope_concat"):
-            head_dim = c.depformer_dim // c.depformer_num_heads
-            interleaved = c.depformer_pos_emb != "rope_concat"
-            rotation = Rotation.at(position, 1, head_dim, c.depformer_max_period, interleaved)
-        y = x
-        if c.depformer_pos_emb in ("sin", "sin_rope"):
-            y = x + sinusoid(position, 1, c.depformer_dim, c.depformer_max_period, x.dtype)
-        for layer, own in zip(self.layers, past, strict=True):
+        return self.stream(x, past, index).total().to(x.dtype)
+
+    def stream(self, x: Tensor, past: DepthPast, index: int) -> Residual:
+        """The same, its last addition not made yet: a norm may follow."""
+        weights = self.config.depformer_weights_per_step_schedule[index]
+        rotation = None if past.rotations is None else past.rotations[index]
+        y = Residual(x if past.embeddings is None else x + past.embeddings[:, index : index + 1])
+        for layer, keys, values in zip(self.layers, past.keys, past.values, strict=True):
             assert isinstance(layer, DepformerLayer)
-            y = layer.step(y, own, index, weights, rotation)
-        return y.to(x.dtype)
+            y = layer.step(y, keys, values, index, weights, rotation)
+        return y

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import CheckpointError
+from serve_app.model import fused
 from serve_app.model.lm import LM, Given, LMState, Said, Spoken, Thought
 from serve_app.model.mimi import Mimi, MimiState
 from serve_app.model.sampling import Whole
@@ -171,6 +172,4 @@ class Duplex(nn.Module):
         parts = [pcm[:, 0], latent, own, thought.text_logits, spoken.logits.flatten(1), voice]
         if rows.twins is not None:  # a row with a twin answers for both
             parts.append(thought.hidden.index_select(0, rows.twins.null))
-        # 0 times what is not finite is NaN, everything else gives 0: one pass and no mask in memory.
-        total = torch.stack([(part * 0).sum(dim=1).float() for part in parts]).sum(dim=0)
-        return (total == 0) | ~rows.exec_mask
+        return fused.all_finite(parts) | ~rows.exec_mask

@@ -1,17 +1,13 @@
 """Token embeddings of the LM's streams."""
 
-from typing import Final
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model.fused import UNGENERATED_TOKEN, ZERO_TOKEN
 from serve_app.model.norm import make_norm
 
-ZERO_TOKEN: Final = -1
-"""Embeds to exactly 0: nothing is said on this stream."""
-UNGENERATED_TOKEN: Final = -2
-"""Not known yet; as a given token: sample it."""
+__all__ = ["UNGENERATED_TOKEN", "ZERO_TOKEN", "Embedding"]
 
 
 class Embedding(nn.Embedding):
@@ -34,6 +30,11 @@ class Embedding(nn.Embedding):
         if demux:
             self.out1 = nn.Linear(rank or dim, dim, bias=False)
             self.out2 = nn.Linear(rank or dim, dim, bias=False)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a table and nothing else."""
+        return self.norm is None and self.low_rank is None and not self.demux
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``int64[...]`` to ``[..., dim]``."""

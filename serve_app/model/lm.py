@@ -8,28 +8,23 @@ the second one, its twin, runs behind the rows of the tick (see `guidance`); `pr
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serve_app.errors import ParameterRefused, ShapeError
+from serve_app.model import fused
 from serve_app.model.conditioning import Choices, Conditioning, Conditions, Fused, dropped
 from serve_app.model.delays import Delays, TokenCache
 from serve_app.model.depformer import Depformer
 from serve_app.model.embedding import UNGENERATED_TOKEN, Embedding
 from serve_app.model.guidance import Guidance
+from serve_app.model.linear import Linear, Together
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.norm import make_norm
-from serve_app.model.sampling import (
-    TEXT_STREAM,
-    TOP_K_WIDTH,
-    SamplingParams,
-    Whole,
-    draw,
-    exponential_noise,
-    noise_keys,
-)
+from serve_app.model.sampling import TEXT_STREAM, SamplingParams, Whole
 from serve_app.model.state import Rows, Twins
 from serve_app.model.text_bias import Silence, TextBias
 from serve_app.model.transformer import Transformer, TransformerState
@@ -122,9 +117,9 @@ class LM(nn.Module):
         self.text_emb = Embedding(c.text_card + 1, c.dim, norm=c.norm_emb, demux=c.demux_second_text_stream)
         self.transformer = Transformer(c.main)
         self.out_norm = make_norm(c.norm, c.dim)
-        self.text_linear = nn.Linear(c.dim, c.text_card_out, bias=c.bias_proj)
+        self.text_linear = Linear(c.dim, c.text_card_out, bias=c.bias_proj)
         inputs = c.weight_sets if c.depformer_multi_linear else 1
-        self.depformer_in = nn.ModuleList(nn.Linear(c.dim, c.depformer_dim, bias=False) for _ in range(inputs))
+        self.depformer_in = nn.ModuleList(Linear(c.dim, c.depformer_dim, bias=False) for _ in range(inputs))
         self.depformer: Depformer | None = None
         if c.dep_q:
             self.depformer_emb = nn.ModuleList(self._depth_embedding(c.card + 1) for _ in range(c.dep_q - 1))
@@ -134,11 +129,32 @@ class LM(nn.Module):
                 make_norm(c.depformer_norm, c.depformer_dim) if c.depformer_norm else nn.Identity()
                 for _ in range(c.dep_q)
             )
-        self.linears = nn.ModuleList(nn.Linear(c.depformer_dim, c.card, bias=c.bias_proj) for _ in range(c.dep_q))
+        self.linears = nn.ModuleList(Linear(c.depformer_dim, c.card, bias=c.bias_proj) for _ in range(c.dep_q))
         self.extra_heads = nn.ModuleList(
-            nn.Linear(c.dim, c.extra_heads_dim, bias=False) for _ in range(c.extra_heads_num_heads)
+            Linear(c.dim, c.extra_heads_dim, bias=False) for _ in range(c.extra_heads_num_heads)
         )
         self.condition_provider = Conditioning(c.conditioners, c.fuser, c.dim) if c.conditioners else None
+        self._embeddings: Together | None = None
+        self._depth_inputs: Together | None = None
+
+    @torch.no_grad()
+    def lay_out(self) -> None:
+        """Lay the weights as a tick reads them, once they are final: tables of all streams and all inputs of the
+        Depformer one after the other, and on the CPU products in blocks (see `linear`). Changes the last bits only.
+        Without it everything works, slower. Host side, not under inference mode.
+        """
+        if all(embedding.plain for embedding in self._stream_embeddings()):
+            self._embeddings = Together(self._stream_embeddings())
+        if len(self.depformer_in) > 1:
+            self._depth_inputs = Together(list(self.depformer_in))
+            self._depth_inputs.pack()
+        for name, part in self.named_modules():
+            if isinstance(part, Linear) and not (self._depth_inputs and name.startswith("depformer_in.")):
+                part.pack()
+
+    def _stream_embeddings(self) -> list[Embedding]:
+        """In the order in which they are added: every codebook, then text."""
+        return [*self.emb, self.text_emb]
 
     def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> LMState:
         """Empty state for ``slots`` slots and a scratch row; keys and values in ``dtype``. Greedy until told."""
@@ -171,11 +187,11 @@ class LM(nn.Module):
         pairs = [(slot, choices)]
         if twin is not None:
             pairs.append((twin, dropped(choices) if against is None else against))
-        for target, fused in [(target, self._fuse(chosen)) for target, chosen in pairs]:
-            if state.conditions is not None and fused.sum is not None:
-                state.conditions.sum[target] = fused.sum.to(state.conditions.sum.dtype)
-            if fused.cross is not None:
-                self.transformer.remember(fused.cross.to(self.text_linear.weight.dtype), state.transformer, target)
+        for target, made in [(target, self._fuse(chosen)) for target, chosen in pairs]:
+            if state.conditions is not None and made.sum is not None:
+                state.conditions.sum[target] = made.sum.to(state.conditions.sum.dtype)
+            if made.cross is not None:
+                self.transformer.remember(made.cross.to(self.text_linear.weight.dtype), state.transformer, target)
 
     def step(
         self, user: Tensor, state: LMState, rows: Rows, given: Given | None = None, *, whole: Whole = True
@@ -203,18 +219,16 @@ class LM(nn.Module):
         tokens = self.delays.hear(user[:, : self.config.user_q], state.cache, rows)
         hidden = self._run(tokens[..., None], state, rows)[:, 0]
         logits = state.guidance.steer(self.text_linear(hidden), rows, text=True).float()
-        keys = self._keys(state.sampling.text_seed, state, rows, TEXT_STREAM, 1)[:, 0]
         bias = state.bias
-        text = draw(
+        text = fused.sample(
             bias.penalise(logits, rows, self.silence),
             state.sampling.text_temperature.index_select(0, rows.slots),
             state.sampling.text_top_k.index_select(0, rows.slots),
-            keys,
-            exponential_noise(keys, min(TOP_K_WIDTH, logits.shape[-1])),
+            self._keys(state.sampling.text_seed, state, rows, TEXT_STREAM, 1)[:, 0],
+            given,
             whole=whole,
             raised=(self.silence.padding, bias.pad_mult.index_select(0, rows.slots)),
         )
-        text = torch.where(given == UNGENERATED_TOKEN, text, given)
         bias.remember(text, rows, self.silence, self.config.text_card_out)
         return Thought(hidden, logits, text)
 
@@ -226,22 +240,34 @@ class LM(nn.Module):
         temperature = state.sampling.audio_temperature.index_select(0, rows.slots)
         top_k = state.sampling.audio_top_k.index_select(0, rows.slots)
         keys = self._keys(state.sampling.audio_seed, state, rows, TEXT_STREAM + 1, c.dep_q)  # [R, dep_q]
-        noise = exponential_noise(keys, min(TOP_K_WIDTH, c.card))  # [R, dep_q, width]
-        inputs = [linear(thought.hidden[:, None]) for linear in self.depformer_in]  # [R + N, 1, depformer_dim] each
+        noise = fused.noise_ahead(keys, temperature, c.card)
+        inputs = self._depth_in(thought.hidden[:, None])
         past = self.depformer.begin(thought.hidden)
         token, codes, all_logits = thought.text, [], []
         for index in range(c.dep_q):
             embedding = self.depformer_text_emb if index == 0 else self.depformer_emb[index - 1]
             source = inputs[c.depformer_weights_per_step_schedule[index] if c.depformer_multi_linear else 0]
             heard = _with_twins(token, rows.twins)
-            x = self.depformer.step(source + embedding(heard[:, None]), past, index)  # [R + N, 1, depformer_dim]
-            logits = self.linears[index](self.depformer_norms[index](x))[:, 0]
-            logits = state.guidance.steer(logits, rows, text=False).float()  # [R, card]
-            code = draw(logits, temperature, top_k, keys[:, index], noise[:, index], whole=whole)
-            token = torch.where(given[:, index] == UNGENERATED_TOKEN, code, given[:, index])
+            assert isinstance(embedding, Embedding)
+            if embedding.plain:
+                x = fused.add_embedding(source, heard, embedding.weight)
+            else:
+                x = source + embedding(heard[:, None])
+            _, normed = self.depformer.stream(x, past, index).normed(self.depformer_norms[index])
+            logits = self.linears[index](normed)[:, 0]
+            logits = state.guidance.steer(logits, rows, text=False)  # [R, card]
+            here = None if noise is None else noise[:, index]
+            token = fused.sample(logits, temperature, top_k, keys[:, index], given[:, index], whole=whole, noise=here)
             codes.append(token)
             all_logits.append(logits)
-        return Spoken(torch.stack(codes, dim=1), torch.stack(all_logits, dim=1))
+        return Spoken(torch.stack(codes, dim=1), torch.stack(all_logits, dim=1).float())
+
+    def _depth_in(self, hidden: Tensor) -> Sequence[Tensor]:
+        """What each weight set of the Depformer gets of ``[R + N, 1, dim]``: ``[R + N, 1, depformer_dim]`` each."""
+        together = self._depth_inputs
+        if together is None or not together.current:
+            return [linear(hidden) for linear in self.depformer_in]
+        return together.product(hidden).split(self.config.depformer_dim, dim=-1)  # type: ignore[no-untyped-call,no-any-return]
 
     def advance(self, text: Tensor, codes: Tensor, state: LMState, rows: Rows) -> Said:
         """Store what was said, count the step and read the newest complete frame."""
@@ -295,12 +321,14 @@ class LM(nn.Module):
         x = self._embed(tokens)
         if state.conditions is not None:
             x = x + state.conditions.sum.index_select(0, every.slots).to(x.dtype)
-        return self.out_norm(  # type: ignore[no-any-return]
-            self.transformer.step(x, state.transformer, every, one_by_one=one_by_one)
-        )
+        stream = self.transformer.stream(x, state.transformer, every, one_by_one=one_by_one)
+        return stream.normed(self.out_norm)[1].to(x.dtype)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Sum of the stream embeddings, ``[R, streams, T]`` to ``[R, T, dim]``. The reference's order: sums round."""
+        together = self._embeddings
+        if together is not None and together.current:
+            return fused.embed_sum(tokens.roll(-1, dims=1), together.weight, together.first)
         x = self.emb[0](tokens[:, 1])
         for index in range(1, self.config.n_q):
             x = x + self.emb[index](tokens[:, index + 1])
@@ -311,17 +339,16 @@ class LM(nn.Module):
             if choices:
                 raise ParameterRefused(f"condition.{next(iter(choices))}", "", "this model has no conditions")
             return Fused(None, None)
-        fused = self.condition_provider.fuse(choices)
-        if fused.cross is not None and len(fused.cross) > self.config.cross_steps:
+        made = self.condition_provider.fuse(choices)
+        if made.cross is not None and len(made.cross) > self.config.cross_steps:
             name = f"condition.{self.config.fuser.cross[0]}"
-            raise ParameterRefused(name, f"{len(fused.cross)} vectors", f"more than {self.config.cross_steps}")
-        return fused
+            raise ParameterRefused(name, f"{len(made.cross)} vectors", f"more than {self.config.cross_steps}")
+        return made
 
     def _keys(self, seed: Tensor, state: LMState, rows: Rows, first: int, count: int) -> Tensor:
         """Noise keys ``int64[R, count]`` of this step for the streams from ``first``."""
         step = state.cache.offset.index_select(0, rows.slots)
-        streams = torch.arange(first, first + count, device=step.device)
-        return noise_keys(seed.index_select(0, rows.slots), step, streams)
+        return fused.noise_keys(seed.index_select(0, rows.slots), step, first, count)
 
     def _depth_embedding(self, rows: int, *, demux: bool = False) -> Embedding:
         c = self.config

@@ -5,10 +5,11 @@ positions up to 2**24 steps, 15 days at 12.5 Hz.
 """
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
+
+from serve_app.model import fused
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,23 +27,19 @@ class Rotation:
     @classmethod
     def at(cls, offset: Tensor, steps: int, head_dim: int, max_period: float, interleaved: bool) -> "Rotation":
         """Rotation of ``steps`` steps from ``offset`` (``int64[R]``)."""
-        index = torch.arange(head_dim // 2, device=offset.device, dtype=torch.float32)
-        frequency = torch.exp(index * (-math.log(max_period) * 2 / head_dim))  # [D/2]
-        step = torch.arange(steps, device=offset.device, dtype=torch.float32)
-        position = (offset.float()[:, None] + step)[:, None, :, None]  # [R, 1, T, 1]
-        angle = frequency * position
-        return cls(torch.cos(angle), torch.sin(angle), interleaved)
+        return cls(*fused.rope_table(offset, steps, head_dim, max_period), interleaved)
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotate queries or keys ``[R, H, T, D]``; computed in fp32, returned in x's dtype."""
-        if self.interleaved:
-            real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-        else:
-            real, imaginary = x.float().chunk(2, dim=-1)
-        turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
-        if self.interleaved:
-            return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
-        return torch.cat(turned, dim=-1).to(x.dtype)
+        return fused.turn(x, self.cos, self.sin, self.interleaved)
+
+    def position(self, index: int) -> "Rotation":
+        """That of one step alone."""
+        return Rotation(self.cos[:, :, index : index + 1], self.sin[:, :, index : index + 1], self.interleaved)
+
+    def split(self, qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `fused.rope_split`."""
+        return fused.rope_split(qkv, self.cos, self.sin, heads, kv_heads, self.interleaved)
 
 
 def sinusoid(offset: Tensor, steps: int, dim: int, max_period: float, dtype: torch.dtype) -> Tensor:

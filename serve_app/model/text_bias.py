@@ -13,12 +13,15 @@ Neutral values (penalty 1, pad_mult 0) leave every bit of the logits.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
-from serve_app.model.state import Rows, commit
+from serve_app.model import fused
+from serve_app.model.state import Rows
 from serve_app.spec import MAX_REPETITION_CONTEXT, SessionSpec
 
 HISTORY_TOKENS: Final = MAX_REPETITION_CONTEXT
@@ -36,13 +39,6 @@ class Silence:
 
     padding: int
     others: tuple[int, ...]
-
-    def holds(self, text: Tensor) -> Tensor:
-        """``bool``, of the shape of ``text``."""
-        found = text == self.padding
-        for token in self.others:
-            found = found | (text == token)
-        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,14 +77,8 @@ class TextBias:
 
     def penalise(self, logits: Tensor, rows: Rows, silence: Silence) -> Tensor:
         """Logits ``fp32[R, V]`` with the penalty in them; the argument keeps its values."""
-        count = self.count.index_select(0, rows.slots)[:, None]  # [R, 1]
-        seen = self.context.index_select(0, rows.slots)[:, None].minimum(count)
-        age = (count - 1 - torch.arange(HISTORY_TOKENS, device=logits.device)) % HISTORY_TOKENS  # [R, H]
-        # Padding is never in the history: entries that do not count point at it and write back what they read.
-        tokens = torch.where(age < seen, self.said.index_select(0, rows.slots), silence.padding)
-        penalty = torch.where(tokens == silence.padding, 1.0, self.penalty.index_select(0, rows.slots)[:, None])
-        value = logits.gather(1, tokens)
-        return logits.scatter(1, tokens, torch.where(value >= 0, value / penalty, value * penalty))
+        args = (logits, self.penalty, self.context, self.said, self.count, rows.slots, silence.padding)
+        return (_penalise if fused.direct(logits) else _penalise_op)(*args)
 
     def remember(self, text: Tensor, rows: Rows, silence: Silence, text_card: int) -> None:
         """Add the text token of this step (``int64[R]``), drawn or given, where it says something.
@@ -96,10 +86,61 @@ class TextBias:
         Args:
             text_card: tokens that can be said; others, such as -1, are not remembered.
         """
-        kept = (text >= 0) & (text < text_card) & ~silence.holds(text)
-        count = self.count.index_select(0, rows.slots)
-        said = self.said.index_select(0, rows.slots)
-        here = (count % HISTORY_TOKENS)[:, None]
-        value = torch.where(kept[:, None], text[:, None], said.gather(1, here))
-        commit(self.said, rows, said.scatter(1, here, value))
-        commit(self.count, rows, count + kept)
+        quiet = (silence.padding, *silence.others)
+        args = (self.said, self.count, text, rows.slots, rows.write, quiet, text_card)
+        (_remember if fused.direct(text) else _remember_op)(*args)
+
+
+def _penalise(
+    logits: Tensor, penalty: Tensor, context: Tensor, said: Tensor, count: Tensor, slots: Tensor, padding: int
+) -> Tensor:
+    made = count.index_select(0, slots)[:, None]  # [R, 1]
+    seen = context.index_select(0, slots)[:, None].minimum(made)
+    age = (made - 1 - torch.arange(HISTORY_TOKENS, device=logits.device)) % HISTORY_TOKENS  # [R, H]
+    # Padding is never in the history: entries that do not count point at it and write back what they read.
+    tokens = torch.where(age < seen, said.index_select(0, slots), padding)
+    strength = torch.where(tokens == padding, 1.0, penalty.index_select(0, slots)[:, None])
+    value = logits.gather(1, tokens)
+    return logits.scatter(1, tokens, torch.where(value >= 0, value / strength, value * strength))
+
+
+@custom_op("chorus::penalise", mutates_args=())
+def _penalise_op(
+    logits: Tensor, penalty: Tensor, context: Tensor, said: Tensor, count: Tensor, slots: Tensor, padding: int
+) -> Tensor:
+    return _penalise(logits, penalty, context, said, count, slots, padding)
+
+
+@_penalise_op.register_fake
+def _(
+    logits: Tensor, penalty: Tensor, context: Tensor, said: Tensor, count: Tensor, slots: Tensor, padding: int
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _remember(
+    said: Tensor, count: Tensor, text: Tensor, slots: Tensor, write: Tensor, quiet: Sequence[int], text_card: int
+) -> None:
+    kept = (text >= 0) & (text < text_card)
+    for token in quiet:
+        kept = kept & (text != token)
+    made = count.index_select(0, slots)
+    before = said.index_select(0, slots)
+    here = (made % HISTORY_TOKENS)[:, None]
+    value = torch.where(kept[:, None], text[:, None], before.gather(1, here))
+    said.index_copy_(0, write, before.scatter(1, here, value))
+    count.index_copy_(0, write, made + kept)
+
+
+@custom_op("chorus::remember", mutates_args=("said", "count"))
+def _remember_op(
+    said: Tensor, count: Tensor, text: Tensor, slots: Tensor, write: Tensor, quiet: Sequence[int], text_card: int
+) -> None:
+    _remember(said, count, text, slots, write, quiet, text_card)
+
+
+@_remember_op.register_fake
+def _(
+    said: Tensor, count: Tensor, text: Tensor, slots: Tensor, write: Tensor, quiet: Sequence[int], text_card: int
+) -> None:
+    return None

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model import fused
 from serve_app.model.cross import CrossAttention, CrossLook, CrossMemory, CrossState
-from serve_app.model.norm import NormName, make_norm
+from serve_app.model.linear import Linear
+from serve_app.model.norm import NormName, Residual, make_norm
 from serve_app.model.ring import KvRing, Window, attend_masked
 from serve_app.model.rope import Rotation, sinusoid
 from serve_app.model.state import Rows, commit
@@ -96,30 +98,12 @@ class Gating(nn.Module):
     def __init__(self, dim: int, feedforward: int, activation: ActivationName) -> None:
         super().__init__()
         hidden = gated_hidden(dim, feedforward)
-        self.linear_in = nn.Linear(dim, 2 * hidden, bias=False)
-        self.linear_out = nn.Linear(hidden, dim, bias=False)
+        self.linear_in = Linear(dim, 2 * hidden, bias=False)
+        self.linear_out = Linear(hidden, dim, bias=False)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.linear_in(x).chunk(2, dim=-1)
-        return self.linear_out(activate(gate, self.activation) * value)  # type: ignore[no-any-return]
-
-
-def activate(x: Tensor, name: ActivationName) -> Tensor:
-    """The activation that a checkpoint names."""
-    match name:
-        case "silu":
-            return F.silu(x)
-        case "gelu":
-            return F.gelu(x)
-        case "relu":
-            return F.relu(x)
-        case "sigmoid":
-            return torch.sigmoid(x)
-        case "tanh":
-            return torch.tanh(x)
-        case "identity" | "none":
-            return x
+        return self.linear_out(fused.gate(self.linear_in(x), self.activation))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -130,34 +114,57 @@ class Attention(nn.Module):
         self.dim, self.heads, self.kv_heads = dim, heads, heads // kv_repeat
         self.head_dim = dim // heads
         width = dim + 2 * self.kv_heads * self.head_dim
-        self.in_projs = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in range(weight_sets))
-        self.out_projs = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(weight_sets))
+        self.in_projs = nn.ModuleList(Linear(dim, width, bias=False) for _ in range(weight_sets))
+        self.out_projs = nn.ModuleList(Linear(dim, dim, bias=False) for _ in range(weight_sets))
 
-    def project(self, x: Tensor, weight_set: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[R, Hq, T, D]``, keys and values ``[R, H, T, D]`` of ``x`` (``[R, T, dim]``)."""
-        kv_dim = self.kv_heads * self.head_dim
-        q, k, v = self.in_projs[weight_set](x).split([self.dim, kv_dim, kv_dim], dim=-1)
-        return (
-            q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2),
-            k.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2),
-            v.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2),
-        )
+        return self.split(self.in_projs[0](x), rotation)
+
+    def split(self, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the product."""
+        if rotation is None:
+            return fused.rope_split(qkv, None, None, self.heads, self.kv_heads, interleaved=True)
+        return rotation.split(qkv, self.heads, self.kv_heads)
 
     def merge(self, attended: Tensor, weight_set: int = 0) -> Tensor:
         """``[R, Hq, T, D]`` to ``[R, T, dim]``."""
         return self.out_projs[weight_set](attended.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, rotation: Rotation | None, visible: Tensor) -> Tensor:
-        q, k, v = self.project(x)
-        if rotation is not None:
-            q, k = rotation.turn(q), rotation.turn(k)
+        q, k, v = self.project(x, rotation)
         return self.merge(attend_masked(q, k, v, visible))
 
-    def step(self, x: Tensor, ring: KvRing, rows: Rows, window: Window, rotation: Rotation | None) -> Tensor:
-        q, k, v = self.project(x)
-        if rotation is not None:
-            q, k = rotation.turn(q), rotation.turn(k)
-        return self.merge(ring.step(q, k, v, rows, window))
+    def step(self, x: Tensor, ring: KvRing, now: "Moment") -> Tensor:
+        if now.length is not None:
+            return self._decode(x, ring, now, now.length)
+        q, k, v = self.project(x, now.rotation)
+        return self.merge(ring.step(q, k, v, now.rows, now.window))
+
+    def _decode(self, x: Tensor, ring: KvRing, now: "Moment", length: Tensor) -> Tensor:
+        """A tick away from the CPU: keys and values are written as they are rotated, one kernel attends."""
+        rotation, window = now.rotation, now.window
+        cos, sin, interleaved = (
+            (None, None, True) if rotation is None else (rotation.cos, rotation.sin, rotation.interleaved)
+        )
+        query = fused.rope_append(
+            self.in_projs[0](x),
+            cos,
+            sin,
+            ring.keys,
+            ring.values,
+            window.write,
+            window.index,
+            self.heads,
+            self.kv_heads,
+            interleaved,
+        )
+        if x.shape[1] > 1:  # the codec's two
+            return self.merge(fused.ring_attention(query, ring.keys, ring.values, now.rows.slots, window.visible))
+        # A ring is one page that is as long as the context.
+        table, capacity = now.rows.slots[:, None], ring.keys.shape[1]
+        attended = fused.decode_attention(query[:, :, 0], ring.keys, ring.values, table, length, capacity)
+        return self.merge(attended[:, :, None])
 
 
 class TransformerLayer(nn.Module):
@@ -172,8 +179,8 @@ class TransformerLayer(nn.Module):
         if config.gating != "none":
             self.gating = Gating(config.dim, config.feedforward, config.gating)
         else:
-            self.linear1 = nn.Linear(config.dim, config.feedforward, bias=False)
-            self.linear2 = nn.Linear(config.feedforward, config.dim, bias=False)
+            self.linear1 = Linear(config.dim, config.feedforward, bias=False)
+            self.linear2 = Linear(config.feedforward, config.dim, bias=False)
         self.layer_scale_1 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
         self.layer_scale_2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
         self.cross_attention: CrossAttention | None = None
@@ -187,15 +194,17 @@ class TransformerLayer(nn.Module):
         x = self._add(x, self.layer_scale_1(self.self_attn(self.norm1(x), rotation, visible)))
         return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
 
-    def step(self, x: Tensor, ring: KvRing, memory: CrossMemory | None, now: "Moment") -> Tensor:
-        attended = self.self_attn.step(self.norm1(x), ring, now.rows, now.window, now.rotation)
-        x = self._add(x, self.layer_scale_1(attended))
+    def step(self, residual: Residual, ring: KvRing, memory: CrossMemory | None, now: "Moment") -> Residual:
+        residual, normed = residual.normed(self.norm1)
+        residual = residual.add(self.self_attn.step(normed, ring, now), scale_of(self.layer_scale_1))
         if self.cross_attention is not None:
             assert memory is not None
             assert now.look is not None
-            crossed = self.cross_attention.step(self.norm_cross(x), memory, now.rows, now.look)
-            x = x + self.layer_scale_cross(crossed)
-        return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
+            residual, normed = residual.normed(self.norm_cross)
+            crossed = self.cross_attention.step(normed, memory, now.rows, now.look)
+            residual = residual.add(crossed, scale_of(self.layer_scale_cross))
+        residual, normed = residual.normed(self.norm2)
+        return residual.add(self._feed_forward(normed), scale_of(self.layer_scale_2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if self.gating is not None:
@@ -207,14 +216,25 @@ class TransformerLayer(nn.Module):
         return x.to(update.dtype) + update
 
 
+def scale_of(scale: nn.Module) -> Tensor | None:
+    """The vector of a `LayerScale`; None for one that does nothing."""
+    return scale.scale if isinstance(scale, LayerScale) else None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Moment:
-    """What all layers share in one call: whose steps these are, what they see, where they are."""
+    """What all layers share in one call: whose steps these are, what they see, where they are.
+
+    Attributes:
+        length: ``int64[R]``, steps that the rows hold with the new ones; None on the CPU, and for steps that are seen
+            beside the ring: then keys and values are not written on the way.
+    """
 
     rows: Rows
     window: Window
     rotation: Rotation | None
     look: CrossLook | None
+    length: Tensor | None = None
 
 
 class Transformer(nn.Module):
@@ -269,18 +289,30 @@ class Transformer(nn.Module):
         Returns:
             ``[R, T, dim]``.
         """
+        return self.stream(x, state, rows, one_by_one=one_by_one).total().to(x.dtype)
+
+    def stream(self, x: Tensor, state: TransformerState, rows: Rows, *, one_by_one: bool = False) -> Residual:
+        """`step`, its last addition not made yet: a norm may follow."""
         steps = x.shape[1]
         offset = rows.read(state.offset)  # [R]
-        window = (Window.one_by_one if one_by_one else Window.at)(offset, steps, self.config.context, rows)
+        window = self._window(offset, steps, rows, one_by_one)
         look = None if state.cross is None else state.cross.look(rows)
-        now = Moment(rows, window, self._rotation(offset, steps), look)
+        written = None if fused.direct(x) or window.beside else offset + steps
+        now = Moment(rows, window, self._rotation(offset, steps), look, written)
         memories = [None] * len(self.layers) if state.cross is None else state.cross.layers
-        y = self._embed_position(x, offset)
+        y = Residual(self._embed_position(x, offset))
         for layer, ring, memory in zip(self.layers, state.rings, memories, strict=True):
             assert isinstance(layer, TransformerLayer)
             y = layer.step(y, ring, memory, now)
         commit(state.offset, rows, offset + steps)
-        return y.to(x.dtype)
+        return y
+
+    def _window(self, offset: Tensor, steps: int, rows: Rows, one_by_one: bool) -> Window:
+        capacity = self.config.context
+        if one_by_one or fused.direct(offset):
+            return (Window.one_by_one if one_by_one else Window.at)(offset, steps, capacity, rows)
+        assert steps <= capacity, "a call writes no more steps than the ring holds"
+        return Window(rows.write[:, None], *fused.window(offset, steps, capacity))
 
     def _rotation(self, offset: Tensor, steps: int) -> Rotation | None:
         c = self.config

@@ -1,0 +1,625 @@
+"""What a tick does between two products, one operation for one kernel.
+
+Each function has a PyTorch path, which is the oracle. On the CPU it is called directly; elsewhere the function is an
+operation of the namespace ``chorus``, so that a kernel can take its place (``register_kernel``), a graph holds one
+node, and the meta device counts one launch. Without such a kernel the PyTorch path runs there too: the same tokens,
+more launches. Nothing here waits for the device, and no Python number but the Depformer's position is in it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.nn import functional as F
+
+from serve_app.model.sampling import TOP_K_WIDTH, Whole, draw, exponential_noise
+from serve_app.model.sampling import noise_keys as keys_of_streams
+
+ZERO_TOKEN: Final = -1
+"""Embeds to exactly 0: nothing is said on this stream."""
+UNGENERATED_TOKEN: Final = -2
+"""Not known yet; as a given token: sample it."""
+
+
+def direct(x: Tensor) -> bool:
+    """Whether the PyTorch path is called as it is: on the CPU, and for gradients."""
+    return x.device.type == "cpu" or torch.is_grad_enabled()
+
+
+# --- norms ------------------------------------------------------------------------------------------------------------
+
+
+def add_norm(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``x + update * scale`` and its norm, ``[R, T, D]`` each, in update's dtype.
+
+    Args:
+        weight: ``[D]``; with a bias a layer norm, else ``x * (weight * rsqrt(mean(x^2) + eps))``, computed in fp32.
+        scale: ``[D]``, of the layer; None is 1.
+    """
+    return (_add_norm if direct(x) else _add_norm_op)(x, update, weight, eps, bias, scale)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None) -> Tensor:
+    """The norm of `add_norm` alone."""
+    return (_norm if direct(x) else _norm_op)(x, weight, eps, bias)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
+    if bias is not None:
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    y = x.float()
+    variance = eps + torch.mean(y**2, dim=-1, keepdim=True)
+    # In the reference's order; `torch.rms_norm` multiplies in another and moves logits by up to 1e-4.
+    return (y * (weight.float() * torch.rsqrt(variance))).to(x.dtype)
+
+
+def _add_norm(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    total = x.to(update.dtype) + (update if scale is None else scale * update)
+    return total, _norm(total, weight, eps, bias)
+
+
+@custom_op("chorus::norm", mutates_args=())
+def _norm_op(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
+    return _norm(x, weight, eps, bias)
+
+
+@_norm_op.register_fake
+def _(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
+    return torch.empty_like(x)
+
+
+@custom_op("chorus::add_norm", mutates_args=())
+def _add_norm_op(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, update, weight, eps, bias, scale)
+
+
+@_add_norm_op.register_fake
+def _(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(update), torch.empty_like(update)
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def rope_table(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine ``fp32[R, 1, T, D/2]`` of ``steps`` steps from ``offset`` (``int64[R]``); once a tick."""
+    return (_rope_table if direct(offset) else _rope_table_op)(offset, steps, head_dim, max_period)
+
+
+def _rope_table(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
+    index = torch.arange(head_dim // 2, device=offset.device, dtype=torch.float32)
+    frequency = torch.exp(index * (-math.log(max_period) * 2 / head_dim))  # [D/2]
+    step = torch.arange(steps, device=offset.device, dtype=torch.float32)
+    position = (offset.float()[:, None] + step)[:, None, :, None]  # [R, 1, T, 1]
+    angle = frequency * position
+    return torch.cos(angle), torch.sin(angle)
+
+
+@custom_op("chorus::rope_table", mutates_args=())
+def _rope_table_op(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
+    return _rope_table(offset, steps, head_dim, max_period)
+
+
+@_rope_table_op.register_fake
+def _(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
+    shape = (offset.shape[0], 1, steps, head_dim // 2)
+    return offset.new_empty(shape, dtype=torch.float32), offset.new_empty(shape, dtype=torch.float32)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate queries or keys ``[R, H, T, D]``; computed in fp32, returned in x's dtype."""
+    if interleaved:
+        real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    else:
+        real, imaginary = x.float().chunk(2, dim=-1)
+    turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)
+    if interleaved:
+        return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def rope_split(
+    qkv: Tensor, cos: Tensor | None, sin: Tensor | None, heads: int, kv_heads: int, interleaved: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``[R, Hq, T, D]``, keys and values ``[R, H, T, D]`` of a product ``[R, T, (Hq + 2 H) D]``, rotated.
+
+    Args:
+        cos, sin: of `rope_table`; None leaves them unturned.
+    """
+    by_head = qkv.reshape(*qkv.shape[:-1], heads + 2 * kv_heads, -1).transpose(1, 2)  # [R, Hq + 2 H, T, D]
+    turning, values = torch.split(by_head, [heads + kv_heads, kv_heads], dim=1)
+    if cos is not None:
+        assert sin is not None
+        turning = turn(turning, cos, sin, interleaved)
+    query, keys = torch.split(turning, [heads, kv_heads], dim=1)
+    return query, keys, values
+
+
+def rope_append(
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    write: Tensor,
+    index: Tensor,
+    heads: int,
+    kv_heads: int,
+    interleaved: bool,
+) -> Tensor:
+    """`rope_split`, with keys and values written into their store on the way.
+
+    Args:
+        keys, values: ``[P, page, H, D]``, written in place.
+        write: ``int64[R, 1]`` or ``[R, T]``, page of each new step; index: ``int64[R, T]``, its place there.
+
+    Returns:
+        Queries ``[R, Hq, T, D]``.
+    """
+    args = (qkv, cos, sin, keys, values, write, index, heads, kv_heads, interleaved)
+    return (_rope_append if direct(qkv) else _rope_append_op)(*args)
+
+
+def _rope_append(
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    write: Tensor,
+    index: Tensor,
+    heads: int,
+    kv_heads: int,
+    interleaved: bool,
+) -> Tensor:
+    query, new_keys, new_values = rope_split(qkv, cos, sin, heads, kv_heads, interleaved)
+    keys[write, index] = new_keys.transpose(1, 2).to(keys.dtype)
+    values[write, index] = new_values.transpose(1, 2).to(values.dtype)
+    return query.contiguous()
+
+
+@custom_op("chorus::rope_append", mutates_args=("keys", "values"))
+def _rope_append_op(
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    write: Tensor,
+    index: Tensor,
+    heads: int,
+    kv_heads: int,
+    interleaved: bool,
+) -> Tensor:
+    query = _rope_append(qkv, cos, sin, keys, values, write, index, heads, kv_heads, interleaved)
+    return query.clone() if query.data_ptr() == qkv.data_ptr() else query
+
+
+@_rope_append_op.register_fake
+def _(
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    write: Tensor,
+    index: Tensor,
+    heads: int,
+    kv_heads: int,
+    interleaved: bool,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], heads, qkv.shape[1], qkv.shape[2] // (heads + 2 * kv_heads))
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    length: Tensor,
+    capacity: int,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """Attend from one new step of every row to all that its ring holds.
+
+    Args:
+        query: ``[R, Hq, D]``, rotated; heads of a group share keys.
+        keys, values: ``[P, page, H, D]``.
+        table: ``int64[R, blocks]``: position p of a row's ring lies in page ``table[r, p // page]`` at ``p % page``.
+        length: ``int64[R]``, steps written, this one included; ``min(length, capacity)`` positions are seen.
+        key_scale, value_scale: ``fp32[P, page, H]``, what keys and values are multiplied by; None is 1.
+
+    Returns:
+        ``[R, Hq, D]``.
+    """
+    args = (query, keys, values, table, length, capacity, key_scale, value_scale)
+    return (_decode_attention if direct(query) else _decode_attention_op)(*args)
+
+
+def _decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    length: Tensor,
+    capacity: int,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+) -> Tensor:
+    def held(store: Tensor, scale: Tensor | None) -> Tensor:
+        pages = store[table]  # [R, blocks, page, H, D]
+        if scale is not None:
+            pages = pages.float() * scale[table][..., None]
+        return pages.flatten(1, 2)[:, :capacity].transpose(1, 2).to(query.dtype)  # [R, H, C, D]
+
+    position = torch.arange(min(capacity, table.shape[1] * keys.shape[1]), device=length.device)
+    visible = (position < length[:, None])[:, None, None]
+    own, seen = held(keys, key_scale), held(values, value_scale)
+    return _attend(query[:, :, None], own, seen, visible)[:, :, 0]
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    groups = query.shape[1] // keys.shape[1]
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+
+
+@custom_op("chorus::decode_attention", mutates_args=())
+def _decode_attention_op(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    length: Tensor,
+    capacity: int,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+) -> Tensor:
+    return _decode_attention(query, keys, values, table, length, capacity, key_scale, value_scale).contiguous()
+
+
+@_decode_attention_op.register_fake
+def _(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    length: Tensor,
+    capacity: int,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def window(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """Ring positions ``int64[R, T]`` of new steps, and what each sees, ``bool[R, 1, T, C]``: see `ring.Window.at`."""
+    return (_window if direct(offset) else _window_op)(offset, steps, capacity)
+
+
+def _window(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
+    query = offset[:, None] + torch.arange(steps, device=offset.device)  # [R, T]
+    newest = query[:, -1:]
+    key = newest - (newest - torch.arange(capacity, device=offset.device)) % capacity  # [R, C], negative when empty
+    visible = (key[:, None, :] >= 0) & (key[:, None, :] <= query[:, :, None])
+    return query % capacity, visible[:, None]
+
+
+@custom_op("chorus::window", mutates_args=())
+def _window_op(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
+    return _window(offset, steps, capacity)
+
+
+@_window_op.register_fake
+def _(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
+    rows = offset.shape[0]
+    return offset.new_empty(rows, steps), offset.new_empty(rows, 1, steps, capacity, dtype=torch.bool)
+
+
+def ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
+    """Attend from T steps of every row, ``[R, Hq, T, D]``, to its slot of a small ring, ``[slots + 1, C, H, D]``.
+
+    Args:
+        slots: ``int64[R]``; visible: of `window`.
+    """
+    return (_ring_attention if direct(query) else _ring_attention_op)(query, keys, values, slots, visible)
+
+
+def _ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
+    own, seen = (store.index_select(0, slots).transpose(1, 2).to(query.dtype) for store in (keys, values))
+    return _attend(query, own, seen, visible)
+
+
+@custom_op("chorus::ring_attention", mutates_args=())
+def _ring_attention_op(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
+    return _ring_attention(query, keys, values, slots, visible).contiguous()
+
+
+@_ring_attention_op.register_fake
+def _(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
+    """One position of the Depformer: write its key and value, attend to the positions so far. No mask, no rotation.
+
+    Args:
+        qkv: ``[R, 1, (Hq + 2 H) D]``.
+        keys, values: ``[R, H, dep_q, D]``, written at ``index``.
+
+    Returns:
+        ``[R, 1, Hq D]``.
+    """
+    return (_depth_attention if direct(qkv) else _depth_attention_op)(qkv, keys, values, index, heads)
+
+
+def _depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
+    rows, kv_heads, _, head_dim = keys.shape
+    by_head = qkv.reshape(rows, heads + 2 * kv_heads, 1, head_dim)
+    query, key, value = torch.split(by_head, [heads, kv_heads, kv_heads], dim=1)
+    return depth_attend(query, key, value, keys, values, index)
+
+
+def depth_attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, index: int) -> Tensor:
+    """The same for queries, keys and values that are rotated already: ``[R, Hq or H, 1, D]``."""
+    keys.narrow(2, index, 1).copy_(key)
+    values.narrow(2, index, 1).copy_(value)
+    if index == 0 and query.shape[1] == key.shape[1]:  # the softmax of one is 1
+        attended = value
+    else:
+        attended = _attend(query, keys.narrow(2, 0, index + 1), values.narrow(2, 0, index + 1), None)
+    return attended.reshape(query.shape[0], 1, -1)
+
+
+@custom_op("chorus::depth_attention", mutates_args=("keys", "values"))
+def _depth_attention_op(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
+    return _depth_attention(qkv, keys, values, index, heads).clone()
+
+
+@_depth_attention_op.register_fake
+def _(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], 1, heads * keys.shape[-1])
+
+
+# --- feed-forward -----------------------------------------------------------------------------------------------------
+
+
+def gate(x: Tensor, activation: str) -> Tensor:
+    """``[..., 2 H]`` to ``[..., H]``: ``activation(a) * b`` where ``[a, b] = x``."""
+    return (_gate if direct(x) else _gate_op)(x, activation)
+
+
+_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """The activation that a checkpoint names; "none" and "identity" are the same."""
+    return _ACTIVATIONS[name](x) if name in _ACTIVATIONS else x
+
+
+def _gate(x: Tensor, activation: str) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return activate(first, activation) * second
+
+
+@custom_op("chorus::gate", mutates_args=())
+def _gate_op(x: Tensor, activation: str) -> Tensor:
+    return _gate(x, activation)
+
+
+@_gate_op.register_fake
+def _(x: Tensor, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+def embed_sum(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
+    """Sum of the embeddings of all streams, ``int64[R, S, T]`` to ``[R, T, D]``.
+
+    Args:
+        table: ``[rows, D]``, the streams' tables one after the other; first: ``int64[S]``, where each begins.
+
+    `ZERO_TOKEN` gives 0, other negative tokens a stream's first row. Added in the order of the streams: sums round.
+    """
+    return (_embed_sum if direct(tokens) else _embed_sum_op)(tokens, table, first)
+
+
+def _embed_sum(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
+    found = F.embedding(tokens.clamp(min=0) + first[:, None], table)  # [R, S, T, D]
+    found = torch.where((tokens == ZERO_TOKEN)[..., None], 0.0, found)
+    total, *others = found.unbind(1)
+    for other in others:
+        total = total + other
+    return total
+
+
+@custom_op("chorus::embed_sum", mutates_args=())
+def _embed_sum_op(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
+    return _embed_sum(tokens, table, first)
+
+
+@_embed_sum_op.register_fake
+def _(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
+    return table.new_empty(tokens.shape[0], tokens.shape[2], table.shape[1])
+
+
+def add_embedding(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    """``x [R, 1, D]`` and the embedding of ``tokens int64[R]``; `ZERO_TOKEN` adds 0."""
+    return (_add_embedding if direct(x) else _add_embedding_op)(x, tokens, table)
+
+
+def _add_embedding(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    found = F.embedding(tokens.clamp(min=0), table)
+    return x + torch.where((tokens == ZERO_TOKEN)[:, None], 0.0, found)[:, None]
+
+
+@custom_op("chorus::add_embedding", mutates_args=())
+def _add_embedding_op(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    return _add_embedding(x, tokens, table)
+
+
+@_add_embedding_op.register_fake
+def _(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+# --- verdict ----------------------------------------------------------------------------------------------------------
+
+
+def all_finite(parts: Sequence[Tensor]) -> Tensor:
+    """``bool[R]``: whether every value of every part ``[R, n]`` is finite."""
+    return _all_finite(parts) if direct(parts[0]) else _all_finite_op(parts)
+
+
+def _all_finite(parts: Sequence[Tensor]) -> Tensor:
+    # 0 times what is not finite is NaN, everything else gives 0: one pass and no mask in memory.
+    total = torch.stack([(part * 0).sum(dim=1).float() for part in parts]).sum(dim=0)
+    return total == 0
+
+
+@custom_op("chorus::all_finite", mutates_args=())
+def _all_finite_op(parts: Sequence[Tensor]) -> Tensor:
+    return _all_finite(parts)
+
+
+@_all_finite_op.register_fake
+def _(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].new_empty(parts[0].shape[0], dtype=torch.bool)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def noise_keys(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
+    """Keys ``int64[R, count]`` of the noise streams from ``first``, for seeds and steps ``int64[R]``."""
+    return (_noise_keys if direct(seed) else _noise_keys_op)(seed, step, first, count)
+
+
+def _noise_keys(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
+    return keys_of_streams(seed, step, torch.arange(first, first + count, device=seed.device))
+
+
+@custom_op("chorus::noise_keys", mutates_args=())
+def _noise_keys_op(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
+    return _noise_keys(seed, step, first, count)
+
+
+@_noise_keys_op.register_fake
+def _(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
+    return seed.new_empty(seed.shape[0], count)
+
+
+def noise_ahead(keys: Tensor, temperature: Tensor, vocabulary: int) -> Tensor | None:
+    """Noise ``fp32[R, S, width]`` for `sample` under the keys of S streams, ``int64[R, S]``, made at once.
+
+    That is cheaper on the CPU alone. None elsewhere, and where nobody draws.
+    """
+    if not direct(keys) or _nobody_draws(temperature):
+        return None
+    return exponential_noise(keys, min(TOP_K_WIDTH, vocabulary))
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    given: Tensor,
+    *,
+    whole: Whole,
+    raised: tuple[int, Tensor] | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """One token per row, or the given one: see `sampling.draw`.
+
+    Args:
+        logits: ``[R, V]``, drawn from in fp32.
+        keys: ``int64[R]``, noise keys of this step and stream.
+        given: ``int64[R]``; `UNGENERATED_TOKEN` means sample.
+        noise: of `noise_ahead`, this stream's; None makes it here.
+        whole: where it is not False, rows may look further than the sorted candidates, and it is more than one kernel.
+
+    Returns:
+        ``int64[R]``.
+    """
+    if direct(logits) or whole is not False:
+        return _sample(logits, temperature, top_k, keys, given, whole, raised, noise)
+    token, by = (-1, None) if raised is None else raised
+    made: Tensor = _sample_op(logits, temperature, top_k, keys, given, token, by)
+    return made
+
+
+def _sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    given: Tensor,
+    whole: Whole,
+    raised: tuple[int, Tensor] | None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    if noise is None and _nobody_draws(temperature):
+        token = logits.argmax(dim=-1)
+    else:
+        if noise is None:
+            noise = exponential_noise(keys, min(TOP_K_WIDTH, logits.shape[-1]))
+        token = draw(logits.float(), temperature, top_k, keys, noise, whole=whole, raised=raised)
+    return torch.where(given == UNGENERATED_TOKEN, token, given)
+
+
+def _nobody_draws(temperature: Tensor) -> bool:
+    """Values are at hand on the CPU, unless a step is traced; elsewhere nobody waits for them."""
+    at_hand = temperature.device.type == "cpu" and type(temperature) is Tensor
+    return at_hand and not bool((temperature > 0).any())
+
+
+@custom_op("chorus::sample", mutates_args=())
+def _sample_op(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    given: Tensor,
+    raised_token: int,
+    raised_by: Tensor | None,
+) -> Tensor:
+    raised = None if raised_by is None else (raised_token, raised_by)
+    return _sample(logits, temperature, top_k, keys, given, False, raised)
+
+
+@_sample_op.register_fake
+def _(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    given: Tensor,
+    raised_token: int,
+    raised_by: Tensor | None,
+) -> Tensor:
+    return given.new_empty(given.shape)

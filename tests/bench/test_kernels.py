@@ -1,0 +1,64 @@
+"""What a tick of the published 7B launches, held so that it does not grow unseen."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from serve_app.bench.kernels import META, REFERENCE_KERNELS, KernelCounter, TickKernels, count, published
+
+REACHED = 1_122
+"""Kernels of a tick; a change that needs more has to say why here."""
+
+
+@pytest.fixture(scope="module")
+def counted() -> TickKernels:
+    return count(published())
+
+
+def test_a_tick_of_the_published_model_launches_no_more_than_was_reached(counted: TickKernels) -> None:
+    assert counted.total <= REACHED, counted.by_stage
+    assert REACHED <= REFERENCE_KERNELS / 3
+
+
+def test_no_stage_is_left_out(counted: TickKernels) -> None:
+    assert list(counted.stages) == ["begin", "encode", "think", "speak", "advance", "decode", "finite"]
+    assert all(number > 0 for number in counted.by_stage.values())
+    assert counted.total == sum(counted.by_stage.values())
+
+
+def test_every_layer_takes_nine_kernels(counted: TickKernels) -> None:
+    think = counted.stages["think"]
+    assert [think[name] for name in ("rope_append", "decode_attention", "gate")] == [32, 32, 32]
+    assert think["linear"] == 4 * 32 + 1
+    assert think["add_norm"] + think["norm"] == 2 * 32 + 1
+
+
+def test_views_and_empty_memory_launch_nothing() -> None:
+    x = torch.empty(4, 6, device=META)
+    with KernelCounter() as counter:
+        x.view(2, 12).transpose(0, 1)[1:].unsqueeze(0)
+        torch.empty_like(x)
+    assert counter.kernels.total() == 0
+
+
+def test_a_copy_an_index_and_a_product_launch_one_each() -> None:
+    x = torch.empty(4, 6, device=META)
+    with KernelCounter() as counter:
+        torch.cat([x, x])
+        x.index_select(0, torch.zeros(2, dtype=torch.int64, device=META))
+        F.linear(x, x)
+    assert sorted(counter.kernels.items())[0] == ("cat", 1)
+    assert counter.kernels.total() == 4  # the zeros are written too
+
+
+def test_attention_is_one_whatever_it_is_made_of() -> None:
+    x = torch.empty(1, 2, 3, 4, device=META)
+    with KernelCounter() as counter:
+        F.scaled_dot_product_attention(x, x, x)
+    assert counter.kernels == {"scaled_dot_product_attention": 1}
+
+
+def test_what_the_host_computes_for_itself_launches_nothing() -> None:
+    with KernelCounter() as counter:
+        torch.ones(3) + 1
+    assert counter.kernels.total() == 0
