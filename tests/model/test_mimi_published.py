@@ -38,7 +38,7 @@ def test_codes_equal_the_reference_past_the_wrap_and_the_rust_peer_before(tmp_pa
     latents = recorded_latents(reference)
     worst = worst_peer = 0.0
     with reference.streaming(1):
-        for frame in range(130):
+        for frame in range(320):  # of 32 codes, so that one near tie is not too many
             pcm = 0.3 * torch.randn(1, 1, FRAME_SAMPLES, generator=generator)
             expected = reference.encode(pcm)
             codes = ours.encode_step(pcm, state, rows)
