@@ -10,6 +10,7 @@ from typing import Final
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.limits import Pace
+from serve_app.engine.sweeper import NoSweeping, Sweeping
 from serve_app.errors import EngineDraining, EngineLost
 
 HOUSEKEEPING_S: Final = 0.5  # how often an idle engine looks for leases that nobody opened
@@ -25,12 +26,21 @@ class EngineLoop:
         pace: how eagerly it ticks.
         on_dead: called once, on the engine thread, when the engine has become unhealthy or the loop has died, after
             every session was told EngineLost: their sinks have it, their peers may not yet. Not called by ``stop``.
+        sweeper: collects garbage between turns; None leaves that to Python.
     """
 
-    def __init__(self, engine: Engine, *, pace: Pace | None = None, on_dead: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        pace: Pace | None = None,
+        on_dead: Callable[[], None] | None = None,
+        sweeper: Sweeping | None = None,
+    ) -> None:
         self._engine = engine
         self._pace = pace if pace is not None else Pace()
         self._on_dead = on_dead
+        self._sweeper = sweeper if sweeper is not None else NoSweeping()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -51,6 +61,7 @@ class EngineLoop:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        self._sweeper.start()
         try:
             self._turn()
         except Exception:
@@ -63,6 +74,8 @@ class EngineLoop:
             else:
                 logger.critical("the engine is unhealthy: its sessions end")
                 self._die()
+        finally:
+            self._sweeper.stop()
 
     def _turn(self) -> None:
         """Tick until told to stop, or until the engine is past help."""
@@ -70,11 +83,13 @@ class EngineLoop:
         last_start_s = float("-inf")
         while not self._stopping and self._engine.healthy:
             if self._engine.wait_for_work(HOUSEKEEPING_S):
+                self._sweeper.turn_begins()
                 window_s = max(self._pace.gather_s, last_start_s + self._pace.interval_s - clock())
                 if window_s > 0:
                     self._engine.wait_for_others(window_s)
             last_start_s = clock()
             self._engine.tick()
+            self._sweeper.turn_ended(idle=not self._engine.wait_for_work(0.0))
 
     def _die(self) -> None:
         try:
