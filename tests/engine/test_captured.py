@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve_app.engine.batch import TickBatch, TickResult
 from serve_app.engine.captured import SIZES, Capture, CudaCapture, EagerTwin, Kind, bucket_sizes
 from serve_app.engine.model_runner import Habits, ModelRunner
-from serve_app.engine.staging import TickBuffers, TickShape
+from serve_app.engine.staging import Block, TickBuffers, TickShape
 from serve_app.model.duplex import Duplex
 from serve_app.model.state import leaves
 from serve_app.spec import GREEDY, SessionSpec
@@ -31,6 +31,7 @@ SPECS: Final = (
     SessionSpec(sampling=GREEDY, guidance=2.5),
     SessionSpec(sampling=HOT, guidance=0.5),
 )
+SHAPES: Final = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
 
 
 @functools.cache
@@ -171,6 +172,16 @@ def test_a_tick_replays_one_graph_and_runs_no_python_of_the_model(monkeypatch: p
     assert calls == []
 
 
+@pytest.mark.parametrize("slots", [[1], [0, 1, 2, 3]])
+def test_a_tick_copies_once_each_way_whatever_it_holds(slots: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    talk, copies = Conversation(twin()), []
+    for slot in range(4):
+        talk.open(slot, SPECS[(2, 3, 0, 1)[slot]])
+    monkeypatch.setattr(Block, "copy_", lambda *_: copies.append(1))
+    talk.tick(slots, ended=True, told=True)
+    assert len(copies) == 2
+
+
 def test_every_graph_is_captured_at_the_start_largest_first_into_one_pool() -> None:
     cuda = FakeCuda()
     made = runner(CudaCapture(torch.device("cpu"), cuda))
@@ -192,6 +203,17 @@ def test_a_graph_is_warmed_on_the_stream_that_captures_it_before_it_is_captured(
     assert cuda.notes == ["side waits for main", "warm on side", "main waits for side", "capture"]
     assert ran == [0, 0, 1]
     assert cuda.captures[0]["stream"].name == "side"
+
+
+@given(st.lists(st.tuples(st.sampled_from([torch.float32, torch.int64, torch.int16, torch.bool]), SHAPES), max_size=6))
+def test_parts_of_a_block_do_not_overlap_and_move_together(shapes: list[tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    ours, theirs = (Block(tuple(shapes), torch.device("cpu")) for _ in range(2))
+    for number, part in enumerate(ours.parts):
+        part.fill_(number % 2)
+    theirs.copy_(ours)
+    for number, (part, (dtype, shape)) in enumerate(zip(theirs.parts, shapes, strict=True)):
+        assert (part.dtype, tuple(part.shape)) == (dtype, shape)
+        assert bool((part == number % 2).all())
 
 
 def test_buffers_stay_where_they_are() -> None:
