@@ -174,6 +174,8 @@ class EngineSettings(Settings):
         dtype: of the language model's weights and state.
         context: steps that attention sees; ``None`` is the checkpoint's own.
         threads: of torch within one engine; ``None`` leaves torch its choice.
+        graphs: ``auto`` captures the tick at start-up where there is a GPU; ``off`` computes it step by step, to find
+            out what a graph hides.
         num_gpus, num_cpus: what Ray reserves for one engine.
         attach_s: a lease that no gateway attaches to is freed after this.
         alarm_s, exit_s: a tick that takes longer is logged; much longer, and the process exits for Serve to replace.
@@ -194,6 +196,7 @@ class EngineSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     context: int | None = pydantic.Field(None, ge=1)
     threads: int | None = pydantic.Field(None, ge=1, le=256)
+    graphs: Literal["auto", "off"] = "auto"
     num_gpus: float = pydantic.Field(0, ge=0)
     num_cpus: float = pydantic.Field(0, ge=0)
     attach_s: float = pydantic.Field(2.0, gt=0, le=60)

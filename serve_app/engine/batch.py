@@ -18,12 +18,15 @@ class TickBatch:
         pcm: ``float32[R, 1920]``, finite. Valid until ``run`` returns.
         ended: ``bool[R]``, who hears the end of the input instead of a frame; None for nobody. Recordings end,
             conversations do not.
+        given: ``int64[R, dep_q + 1]``, text token and codes said in place of sampled ones, as at this very step; -2
+            samples. None samples everything.
     """
 
     slots: npt.NDArray[np.int64]
     steps: npt.NDArray[np.int64]
     pcm: npt.NDArray[np.float32]
     ended: npt.NDArray[np.bool_] | None = None
+    given: npt.NDArray[np.int64] | None = None
 
     @property
     def rows(self) -> int:
@@ -33,7 +36,7 @@ class TickBatch:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TickResult:
-    """What the R rows gave, in the order of the batch. Valid until the next ``run``; the engine copies what it keeps.
+    """What the R rows gave, in the order of the batch: fresh arrays of every tick, so that a row may be kept as a view.
 
     Attributes:
         pcm: ``float32[R, 1920]``.

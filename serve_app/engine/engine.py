@@ -359,8 +359,8 @@ def _stepped(row: _Row, result: TickResult, index: int, started_s: float, done_s
         number=row.frame.number,
         step=StepNumber(row.session.step),
         text_token=int(result.text_token[index]),
-        codes=result.codes[index].astype(np.int16, copy=True),  # [K]
-        pcm=result.pcm[index].astype(np.float32, copy=True) if result.audible[index] else None,  # [1920]
+        codes=result.codes[index],  # [K], a view: the arrays are this tick's own
+        pcm=result.pcm[index] if result.audible[index] else None,  # [1920]
         ready_s=row.frame.ready_s,
         started_s=started_s,
         done_s=done_s,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from serve_app.engine.engine import Engine
 from serve_app.engine.limits import Pace
 from serve_app.engine.schedule import Schedule, turn
+from serve_app.engine.sweeper import NoSweeping, Sweeping
 from serve_app.errors import EngineDraining, EngineLost
 
 logger = logging.getLogger(__name__)
@@ -20,12 +21,21 @@ class EngineLoop:
         pace: how eagerly it ticks.
         on_dead: called once, on the engine thread, when the engine has become unhealthy or the loop has died, after
             every session was told EngineLost: their sinks have it, their peers may not yet. Not called by ``stop``.
+        sweeper: collects garbage between turns; None leaves that to Python.
     """
 
-    def __init__(self, engine: Engine, *, pace: Pace | None = None, on_dead: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        pace: Pace | None = None,
+        on_dead: Callable[[], None] | None = None,
+        sweeper: Sweeping | None = None,
+    ) -> None:
         self._engine = engine
         self._schedule = Schedule(pace if pace is not None else Pace(), engine.step_times)
         self._on_dead = on_dead
+        self._sweeper = sweeper if sweeper is not None else NoSweeping()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -46,6 +56,7 @@ class EngineLoop:
         return self._thread.is_alive()
 
     def _run(self) -> None:
+        self._sweeper.start()
         try:
             self._turn()
         except Exception:
@@ -58,11 +69,13 @@ class EngineLoop:
             else:
                 logger.critical("the engine is unhealthy: its sessions end")
                 self._die()
+        finally:
+            self._sweeper.stop()
 
     def _turn(self) -> None:
         """Tick until told to stop, or until the engine is past help."""
         while not self._stopping and self._engine.healthy:
-            turn(self._engine, self._schedule)
+            turn(self._engine, self._schedule, self._sweeper)
 
     def _die(self) -> None:
         try:

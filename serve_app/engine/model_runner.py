@@ -1,9 +1,11 @@
 """The runner that runs a model: preallocated state, one call per stage whatever the batch, numpy at the seam.
 
-Eager. Rows of a tick are exactly the sessions that have a frame, so live rows alone cost.
+Live rows alone cost. On a CPU a tick computes exactly the sessions that have a frame; on a GPU the smallest captured
+bucket that holds them, see `captured`.
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterable, Mapping
 
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.batch import TickBatch, TickResult
+from serve_app.engine.captured import Capture, Captured, Kind
 from serve_app.engine.prefix_cache import PrefixCache
 from serve_app.engine.prompts import PromptBook
 from serve_app.engine.runner import Primed, RunnerInfo
 from serve_app.engine.stage_clock import StageClock
+from serve_app.engine.staging import TickInputs, TickOutputs, TickShape
 from serve_app.errors import ParameterRefused
 from serve_app.model.duplex import Duplex, TickOutput
 from serve_app.model.lm import Given
@@ -25,6 +29,8 @@ from serve_app.model.snapshot import Snapshot, put, take
 from serve_app.model.state import Rows, reset, state_bytes_per_slot
 from serve_app.spec import Offer, Prompt, Sampling, SessionSpec
 from serve_app.units import FRAME_SAMPLES, Slot
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,7 @@ class ModelRunner:
         habits: defaults of the checkpoint.
         prompts: None takes none.
         prefix_bytes: of states that prompts have left, kept for the next session with the same prompt.
+        capture: how ticks are prepared, in `warm_up`; None computes live rows as they come.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class ModelRunner:
         habits: Habits | None = None,
         prompts: PromptBook | None = None,
         prefix_bytes: int = 0,
+        capture: Capture | None = None,
     ) -> None:
         self._duplex = duplex.eval()
         self._slots = slots
@@ -93,7 +101,8 @@ class ModelRunner:
         self._clock = StageClock(self._device)
         with torch.inference_mode():
             self._state = duplex.init_state(slots, self._device, self._dtype)
-        self._host_pcm = torch.zeros(slots, 1, FRAME_SAMPLES, pin_memory=self._device.type == "cuda")
+        self._capture = capture
+        self._captured: Captured | None = None
         self._whole = np.zeros(slots, np.bool_)  # slots that sample from more than the sorted candidates
         self._twins: dict[int, Slot] = {}
         self._readings: dict[int, _Reading] = {}
@@ -194,14 +203,20 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: TickBatch) -> TickResult:
         """Step the rows of the batch; every stage is called once."""
-        count = batch.rows
+        if self._captured is not None:
+            wide = bool(self._whole[batch.slots].any())
+            return self._captured.run(batch, self._twins, self._clock, wide=wide)
+        return self._run_live(batch)
+
+    def _run_live(self, batch: TickBatch) -> TickResult:
+        """The rows of the batch and no others."""
         self._clock.begin()
-        self._host_pcm.numpy()[:count, 0] = batch.pcm
-        pcm = self._host_pcm[:count].to(self._device, non_blocking=True)
-        slots = torch.tensor(batch.slots, device=self._device)
+        pcm = torch.from_numpy(batch.pcm)[:, None].to(self._device)  # [R, 1, 1920]
+        slots = torch.from_numpy(batch.slots).to(self._device)
         rows = self._rows(slots, torch.ones_like(slots, dtype=torch.bool), batch.slots.tolist(), _run(batch.slots))
         ended = None if batch.ended is None else torch.from_numpy(batch.ended).to(self._device)
-        output = self._tick(pcm, rows, self._whole_rows(batch.slots), ended)
+        output = self._tick(pcm, rows, self._whole_rows(batch.slots), ended, self._given(batch))
+        heads = output.heads
         return TickResult(
             pcm=output.pcm.cpu().numpy(),
             audible=output.decoded.cpu().numpy(),
@@ -209,25 +224,44 @@ class ModelRunner:
             codes=output.codes.to(torch.int16).cpu().numpy(),
             finite=output.finite.cpu().numpy(),
             stage_ms=self._clock.read(),
-            heads=output.heads.cpu().numpy() if output.heads is not None and output.heads.shape[1] else None,
+            heads=heads.cpu().numpy() if heads is not None and heads.shape[1] else None,
         )
 
     @torch.inference_mode()
     def warm_up(self, ticks: int = 2) -> float:
-        """Run full ticks that advance nobody, so that the first session meets no lazy initialisation.
+        """Prepare every captured tick, and run full ticks that advance nobody: no session meets what happens once.
 
         Returns:
             Milliseconds of the last one.
         """
-        slots = torch.arange(self._slots, device=self._device)
-        rows = Rows.of(slots, torch.zeros_like(slots, dtype=torch.bool), self._slots)
+        if self._capture is not None and self._captured is None:
+            self._captured = self._prepared(self._capture)
         elapsed_ms = 0.0
         for _ in range(ticks):
             started_s = time.perf_counter()
             self._clock.begin()
-            self._tick(self._host_pcm.to(self._device), rows, False).finite.cpu()
+            self._idle()
+            self._clock.mark("idle")
+            self._clock.read()
             elapsed_ms = 1_000 * (time.perf_counter() - started_s)
         return elapsed_ms
+
+    def _prepared(self, capture: Capture) -> Captured:
+        config, began_s = self._duplex.lm.config, time.perf_counter()
+        heads = (config.extra_heads_num_heads, config.extra_heads_dim) if config.extra_heads_num_heads else (0, 0)
+        shape = TickShape(self._slots, config.dep_q, heads)
+        captured = Captured(self._step, shape, self._device, guided=self._offer.guided, capture=capture)
+        logger.info("ticks of %s rows prepared in %.1f s", captured.sizes, time.perf_counter() - began_s)
+        return captured
+
+    def _idle(self) -> None:
+        """A full tick in which nobody advances."""
+        if self._captured is not None:
+            self._captured.idle()
+            return
+        slots = torch.arange(self._slots, device=self._device)
+        rows = Rows.of(slots, torch.zeros_like(slots, dtype=torch.bool), self._slots)
+        self._tick(torch.zeros(self._slots, 1, FRAME_SAMPLES, device=self._device), rows, False).finite.cpu()
 
     def describe(self) -> RunnerInfo:
         """What this runner is."""
@@ -240,16 +274,43 @@ class ModelRunner:
             dep_q=config.dep_q,
             delay_steps=config.max_delay,
             weights_bytes=sum(p.numel() * p.element_size() for p in self._duplex.parameters()),
+            buckets=self._captured.sizes if self._captured is not None else (),
         )
 
     def counters(self) -> Mapping[str, int]:
-        """Of the prompts."""
-        return self._prefixes.counters()
+        """Of the prompts and of the captured ticks."""
+        captured = self._captured.counters() if self._captured is not None else {}
+        return {**self._prefixes.counters(), **captured}
 
-    def _tick(self, pcm: Tensor, rows: Rows, whole: Whole, ended: Tensor | None = None) -> TickOutput:
+    def _step(self, inputs: TickInputs, outputs: TickOutputs, kind: Kind) -> None:
+        """The tick between static buffers, as it is captured: no value is read on the host."""
+        scratch = self._slots
+        self._rest()
+        rows = Rows.of(inputs.slots, inputs.slots != scratch, scratch)
+        if kind is not Kind.PLAIN and self._offer.guided:
+            rows = rows.guided(inputs.twin_of, inputs.twin_slots, scratch)
+        given = Given(inputs.given[:, 0], inputs.given[:, 1:])
+        output = self._tick(inputs.pcm, rows, kind is Kind.WIDE, inputs.ended, given)
+        outputs.take(output)
+
+    def _rest(self) -> None:
+        """Forget the steps that scratch has made: padding then looks at one step, however long others have talked."""
+        mimi, lm = self._state.mimi, self._state.lm
+        for offset in (
+            lm.cache.offset,
+            lm.transformer.offset,
+            mimi.encoder.transformer.offset,
+            mimi.decoder.transformer.offset,
+        ):
+            offset[self._slots :].zero_()
+
+    def _tick(
+        self, pcm: Tensor, rows: Rows, whole: Whole, ended: Tensor | None = None, given: Given | None = None
+    ) -> TickOutput:
         """`Duplex.tick`, with the time taken between stages."""
         duplex, state = self._duplex, self._state
-        given = Given.nothing(pcm.shape[0], duplex.lm.config.dep_q, self._device)
+        if given is None:
+            given = Given.nothing(pcm.shape[0], duplex.lm.config.dep_q, self._device)
         heard = duplex.encode(pcm, state, rows, ended)
         self._clock.mark("encode")
         thought = duplex.think(heard, state, rows, given.text, whole=whole)
@@ -311,6 +372,12 @@ class ModelRunner:
         """The rows that look further than the sorted candidates: they alone pay for it."""
         rows = np.flatnonzero(self._whole[slots])
         return torch.tensor(rows, device=self._device) if rows.size else False
+
+    def _given(self, batch: TickBatch) -> Given | None:
+        if batch.given is None:
+            return None
+        tokens = torch.from_numpy(batch.given).to(self._device)
+        return Given(tokens[:, 0], tokens[:, 1:])
 
     def _index(self, *slots: int) -> Tensor:
         return torch.tensor(slots, device=self._device)

@@ -17,7 +17,11 @@ PAD_TOKEN: Final = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerInfo:
-    """What a runner is, for people and for ``/info``."""
+    """What a runner is, for people and for ``/info``.
+
+    Attributes:
+        buckets: batch sizes whose tick is prepared; none where live rows are computed as they come.
+    """
 
     model: str
     device: str
@@ -26,6 +30,7 @@ class RunnerInfo:
     dep_q: int
     delay_steps: int = 0
     weights_bytes: int = 0
+    buckets: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

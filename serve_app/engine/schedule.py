@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from serve_app.engine.limits import Pace
+from serve_app.engine.sweeper import NoSweeping, Sweeping
 
 HOUSEKEEPING_S: Final = 0.5
 """How often an idle engine looks for leases that nobody opened."""
@@ -19,6 +20,8 @@ MEMORY_TICKS: Final = 200
 """Ticks that the measured step times remember: seconds, so that they follow growing conversations."""
 DOUBT_ROWS: Final = 0.25
 """Variance of rows below which a slope says nothing: the whole tick counts as its fixed part then."""
+
+NO_SWEEPING: Final = NoSweeping()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ class Timetable(Protocol):
         ...
 
 
-def turn(engine: Ticking, schedule: Timetable) -> None:
+def turn(engine: Ticking, schedule: Timetable, sweeper: Sweeping = NO_SWEEPING) -> None:
     """Tick when a tick is due, else wait until then or until the crowd has changed. The loop is this, again and again.
 
     A stop is seen between turns, so that it comes within one wait.
@@ -176,7 +179,9 @@ def turn(engine: Ticking, schedule: Timetable) -> None:
     now_s, crowd = engine.clock(), engine.crowd()
     wait_s = schedule.start_s(crowd, now_s) - now_s
     if wait_s <= 0:
+        sweeper.turn_begins()
         schedule.ticked(engine.tick(), now_s)
+        sweeper.turn_ended(idle=not engine.crowd().ready)
     elif crowd.idle:
         engine.wait_for_work(wait_s)
     else:

@@ -10,31 +10,45 @@ import torch
 class StageClock:
     """Marks between stages; on a GPU they are events, so that taking the time waits for nothing.
 
-    Used by one thread: `begin`, `mark` after every stage, `read` once the outputs are on the host.
+    Used by one thread: `begin`, `mark` after every stage, `read` at the end. Marks outside of that are ignored: they
+    come from a tick that is captured and not run.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
+        self._stages: list[str] = []
+        self._marks: list[Any] = []
+        self._events: list[Any] = []  # made once: a tick allocates nothing on the device
+        self._runs = False
 
     def begin(self) -> None:
         """Start of a tick."""
-        self._marks = [("", self._now())]
+        self._stages, self._marks, self._runs = [], [], True
+        self._take()
 
     def mark(self, stage: str) -> None:
         """End of a stage."""
-        self._marks.append((stage, self._now()))
+        if self._runs:
+            self._stages.append(stage)
+            self._take()
 
     def read(self) -> Mapping[str, float]:
-        """Milliseconds by stage. On a GPU the last mark must have been reached."""
-        spans: dict[str, float] = {}
-        for (_, before), (stage, after) in zip(self._marks, self._marks[1:], strict=False):
-            spans[stage] = before.elapsed_time(after) if self._on_gpu else 1_000 * (after - before)
-        return spans
+        """Milliseconds by stage. Waits until a GPU has reached the last mark: the one wait of a tick."""
+        self._runs = False
+        if self._on_gpu:
+            self._marks[-1].synchronize()
+        spans = zip(self._stages, self._marks, self._marks[1:], strict=False)
+        return {stage: self._span_ms(before, after) for stage, before, after in spans}
 
-    def _now(self) -> Any:
+    def _span_ms(self, before: Any, after: Any) -> float:
+        return float(before.elapsed_time(after)) if self._on_gpu else 1_000 * float(after - before)
+
+    def _take(self) -> None:
         if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._marks.append(time.perf_counter())
+            return
+        if len(self._events) == len(self._marks):
+            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        event = self._events[len(self._marks)]
         event.record()
-        return event
+        self._marks.append(event)

@@ -45,6 +45,7 @@ def make_runner(settings: EngineSettings) -> Made:
     if settings.checkpoint is None:
         return Made(PassThroughRunner(settings.state_rows))
     from serve_app.checkpoint.served import load_served
+    from serve_app.engine.captured import capture_on
     from serve_app.engine.model_runner import ModelRunner
 
     voices = read_voices(settings.prompts.voices)  # before the weights: what is wrong with one shows in a second
@@ -56,6 +57,7 @@ def make_runner(settings: EngineSettings) -> Made:
         habits=_habits(settings, served),
         prompts=_prompts(settings.prompts, served, voices),
         prefix_bytes=settings.prompts.cache_bytes,
+        capture=capture_on(settings.device, graphs=settings.graphs == "auto"),
     )
     logger.info("a tick of all %d rows takes %.1f ms", settings.state_rows, runner.warm_up())
     return Made(runner, served.text_model, served.silent_tokens, served.codebook_bits)
