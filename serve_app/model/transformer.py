@@ -271,7 +271,7 @@ class Transformer(nn.Module):
         """
         steps = x.shape[1]
         offset = rows.read(state.offset)  # [R]
-        window = (Window.one_by_one if one_by_one else Window.at)(offset, steps, self.config.context, rows)
+        window = Window.valid(offset, steps, self.config.context, rows, one_by_one=one_by_one)
         look = None if state.cross is None else state.cross.look(rows)
         now = Moment(rows, window, self._rotation(offset, steps), look)
         memories = [None] * len(self.layers) if state.cross is None else state.cross.layers
