@@ -21,6 +21,7 @@ from serve_app.model.embedding import UNGENERATED_TOKEN, Embedding
 from serve_app.model.guidance import Guidance
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.norm import make_norm
+from serve_app.model.pages import Storage
 from serve_app.model.sampling import (
     TEXT_STREAM,
     TOP_K_WIDTH,
@@ -140,15 +141,22 @@ class LM(nn.Module):
         )
         self.condition_provider = Conditioning(c.conditioners, c.fuser, c.dim) if c.conditioners else None
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> LMState:
-        """Empty state for ``slots`` slots and a scratch row; keys and values in ``dtype``. Greedy until told."""
+    def init_state(
+        self, slots: int, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+    ) -> LMState:
+        """Empty state for ``slots`` slots and a scratch row. Greedy until told.
+
+        Args:
+            dtype: of keys and values, unless ``storage`` has another.
+            storage: how keys and values are kept; None is a ring for every slot.
+        """
         return LMState(
             self.delays.init_state(slots, device),
             SamplingParams.empty(slots, device),
             TextBias.empty(slots, device),
             Guidance.empty(slots, device),
             Conditions.empty(slots, self.config.dim, device, dtype) if self.config.fuser.sum else None,
-            self.transformer.init_state(slots, device, dtype),
+            self.transformer.init_state(slots, device, dtype, storage),
         )
 
     @torch.no_grad()

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from serve_app.model.cross import CrossAttention, CrossLook, CrossMemory, CrossState
 from serve_app.model.norm import NormName, make_norm
-from serve_app.model.ring import KvRing, Window, attend_masked
+from serve_app.model.pages import PageStore, Storage
+from serve_app.model.ring import KvRing, KvStore, Window, attend_masked
 from serve_app.model.rope import Rotation, sinusoid
 from serve_app.model.state import Rows, commit
 
@@ -67,11 +68,13 @@ class TransformerState:
         offset: ``int64[slots + 1]``, steps that the slot has made.
         rings: keys and values of every layer.
         cross: what the slot attends to besides; None without cross-attention.
+        pages: what the rings are made of where slots share pages; None where every slot has its own.
     """
 
     offset: Tensor
-    rings: tuple[KvRing, ...]
+    rings: tuple[KvStore, ...]
     cross: CrossState | None = None
+    pages: PageStore | None = None
 
 
 def gated_hidden(dim: int, feedforward: int) -> int:
@@ -153,7 +156,7 @@ class Attention(nn.Module):
             q, k = rotation.turn(q), rotation.turn(k)
         return self.merge(attend_masked(q, k, v, visible))
 
-    def step(self, x: Tensor, ring: KvRing, rows: Rows, window: Window, rotation: Rotation | None) -> Tensor:
+    def step(self, x: Tensor, ring: KvStore, rows: Rows, window: Window, rotation: Rotation | None) -> Tensor:
         q, k, v = self.project(x)
         if rotation is not None:
             q, k = rotation.turn(q), rotation.turn(k)
@@ -187,7 +190,7 @@ class TransformerLayer(nn.Module):
         x = self._add(x, self.layer_scale_1(self.self_attn(self.norm1(x), rotation, visible)))
         return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
 
-    def step(self, x: Tensor, ring: KvRing, memory: CrossMemory | None, now: "Moment") -> Tensor:
+    def step(self, x: Tensor, ring: KvStore, memory: CrossMemory | None, now: "Moment") -> Tensor:
         attended = self.self_attn.step(self.norm1(x), ring, now.rows, now.window, now.rotation)
         x = self._add(x, self.layer_scale_1(attended))
         if self.cross_attention is not None:
@@ -225,14 +228,22 @@ class Transformer(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TransformerState:
-        """Empty state for ``slots`` slots and a scratch row."""
-        c = self.config
-        rings = tuple(KvRing.empty(slots, c.context, c.kv_heads, c.head_dim, device, dtype) for _ in self.layers)
+    def init_state(
+        self, slots: int, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+    ) -> TransformerState:
+        """Empty state for ``slots`` slots and a scratch row; rings unless ``storage`` says otherwise."""
+        c, kept = self.config, storage if storage is not None else Storage()
+        pages, rings = None, list[KvStore]()
+        if kept.pages is not None:
+            pages = PageStore.empty(kept, slots, c.context, c.layers, c.kv_heads, c.head_dim, device, dtype)
+            rings.extend(pages.layers())
+        else:
+            shape = (slots, c.context, c.kv_heads, c.head_dim, device, dtype)
+            rings.extend(KvRing.empty(*shape, kept.kv) for _ in self.layers)
         cross = None
         if c.cross_steps:
             cross = CrossState.empty(slots, c.layers, c.cross_steps, c.heads, c.head_dim, device, dtype)
-        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), rings, cross)
+        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), tuple(rings), cross, pages)
 
     def remember(self, source: Tensor, state: TransformerState, slot: int) -> None:
         """Make ``source [L, dim]`` what the slot attends to, in place of what it had. Host side, between ticks."""
@@ -272,6 +283,8 @@ class Transformer(nn.Module):
         steps = x.shape[1]
         offset = rows.read(state.offset)  # [R]
         window = Window.valid(offset, steps, self.config.context, rows, one_by_one=one_by_one)
+        if state.pages is not None:
+            window = state.pages.locate(window, rows)
         look = None if state.cross is None else state.cross.look(rows)
         now = Moment(rows, window, self._rotation(offset, steps), look)
         memories = [None] * len(self.layers) if state.cross is None else state.cross.layers

@@ -62,6 +62,8 @@ class Window:
             than ``held.span`` where that is known; one row may stand for all.
         beside: whether the new steps are seen beside the ring instead of in it; then there are T more of them.
         held: what the host knows; None where it may not look.
+        pages: ``int64[R, blocks]``, which pages the rows read, where there are any; write and index are ``int64[R, T]``
+            pages and places in them then.
     """
 
     write: Tensor
@@ -69,6 +71,12 @@ class Window:
     visible: Tensor
     beside: bool = False
     held: Held | None = None
+    pages: Tensor | None = None
+
+    @property
+    def span(self) -> int:
+        """Ring positions that are looked at."""
+        return int(self.visible.shape[-1]) - (int(self.index.shape[1]) if self.beside else 0)
 
     @classmethod
     def at(cls, offset: Tensor, steps: int, capacity: int, rows: Rows) -> "Window":
