@@ -13,6 +13,7 @@ ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "talk": ("serve_app.client.talk", "speak a WAV file to a server and record the answer"),
     "run": ("serve_app.offline.command", "recordings through a model, many at once, without a server"),
     "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
+    "quality": ("serve_app.checkpoint.quality", "say what keys, values or weights in 8 bits cost"),
 }
 """Commands that read their own arguments: module with a ``main`` of them, and what they do."""
 
