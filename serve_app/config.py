@@ -173,6 +173,11 @@ class EngineSettings(Settings):
         device: ``cpu`` or ``cuda``.
         dtype: of the language model's weights and state.
         context: steps that attention sees; ``None`` is the checkpoint's own.
+        pages: of keys and values that conversations share, each taking what it holds; ``None`` gives every row room for
+            its whole context.
+        page_steps: steps of one page.
+        page_reserve: pages that stay free for those who are in when somebody wants to come in.
+        kv_dtype: keys and values in 8 bits; ``None`` keeps ``dtype``. ``serve_app quality`` says what that costs.
         threads: of torch within one engine; ``None`` leaves torch its choice.
         graphs: ``auto`` captures the tick at start-up where there is a GPU; ``off`` computes it step by step, to find
             out what a graph hides.
@@ -195,6 +200,10 @@ class EngineSettings(Settings):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     context: int | None = pydantic.Field(None, ge=1)
+    pages: int | None = pydantic.Field(None, ge=1)
+    page_steps: int = pydantic.Field(64, ge=1, le=4096)
+    page_reserve: int = pydantic.Field(0, ge=0)
+    kv_dtype: Literal["int8", "fp8"] | None = None
     threads: int | None = pydantic.Field(None, ge=1, le=256)
     graphs: Literal["auto", "off"] = "auto"
     num_gpus: float = pydantic.Field(0, ge=0)
@@ -218,6 +227,12 @@ class EngineSettings(Settings):
     def _rows_suffice(self) -> Self:
         if self.rows is not None and self.rows < self.slots:
             raise ValueError("rows is below slots, so that some slots could never be used")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _pages_leave_room(self) -> Self:
+        if self.pages is not None and self.page_reserve >= self.pages:
+            raise ValueError("page_reserve leaves no page for anybody")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -12,9 +12,12 @@ from torch import nn
 
 from serve_app.checkpoint.duplex import build_on_meta, read_shapes
 from serve_app.checkpoint.memory import device_memory
+from serve_app.checkpoint.occupancy import MEAN_S, most_sessions
 from serve_app.checkpoint.source import CheckpointSource, Layout, read_layout
-from serve_app.config import CheckpointSettings, read_config
+from serve_app.config import CheckpointSettings, EngineSettings, read_config
 from serve_app.errors import ChorusError, ConfigError
+from serve_app.model.pages import Storage
+from serve_app.model.quantised_kv import KV_DTYPES
 from serve_app.model.state import state_bytes_per_slot
 from serve_app.registry import located
 
@@ -35,6 +38,8 @@ class Plan:
         codec_state, lm_state: of one slot.
         parameters: of codec and language model together.
         context: steps that the language model's attention sees.
+        page: of one page of keys and values; 0 where every slot has room for its whole context, ``lm_state`` then.
+        page_steps: steps of it.
     """
 
     codec_weights: int
@@ -43,6 +48,8 @@ class Plan:
     lm_state: int
     parameters: int
     context: int
+    page: int = 0
+    page_steps: int = 0
 
     @property
     def weights(self) -> int:
@@ -53,39 +60,52 @@ class Plan:
         """Of one slot."""
         return self.codec_state + self.lm_state
 
-    def needs(self, slots: int) -> int:
-        """Bytes that ``slots`` slots, the scratch row and the weights take."""
-        return self.weights + (slots + 1) * self.state
+    def needs(self, slots: int, pages: int = 0) -> int:
+        """Bytes that ``slots`` slots, the scratch row, the pages and the weights take."""
+        shared = (pages + 2) * self.page if self.page else 0
+        return self.weights + (slots + 1) * self.state + shared
 
-    def fits(self, memory_bytes: int) -> int:
-        """Slots that fit beside the weights and the scratch row, with a tenth of the memory to spare."""
+    def fits(self, memory_bytes: int, pages: int = 0) -> int:
+        """Slots that fit beside the weights, the pages and the scratch row, with a tenth of the memory to spare."""
+        room = int(memory_bytes * (1 - SPARE_SHARE)) - self.needs(0, pages)
+        return max(room // self.state, 0)
+
+    def shares(self, memory_bytes: int) -> tuple[int, int]:
+        """Conversations of the usual lengths that fit when they share pages, and how many pages: see `occupancy`."""
         room = int(memory_bytes * (1 - SPARE_SHARE)) - self.weights
-        return max(room // self.state - 1, 0)
+        return most_sessions(room, self.state, self.page, self.page_steps, self.context)
 
-    def require(self, slots: int, memory_bytes: int) -> None:
+    def require(self, slots: int, memory_bytes: int, pages: int = 0) -> None:
         """Refuse more slots than fit.
 
         Raises:
             ConfigError: names the number that fits.
         """
-        fitting = self.fits(memory_bytes)
+        fitting = self.fits(memory_bytes, pages)
         if slots > fitting:
             raise ConfigError("slots", f"{slots} were asked for, {fitting} fit in {_size(memory_bytes)}")
 
 
-def plan(layout: Layout, dtype: torch.dtype, context: int | None = None) -> Plan:
+def storage_of(settings: EngineSettings) -> Storage:
+    """How a deployment keeps keys and values."""
+    return Storage(settings.pages, settings.page_steps, settings.kv_dtype)
+
+
+def plan(layout: Layout, dtype: torch.dtype, context: int | None = None, storage: Storage | None = None) -> Plan:
     """Work out the memory that a checkpoint needs.
 
     Args:
         layout: from `source.read_layout`; its weights need not be here.
         dtype: of the language model's weights and state.
         context: as `duplex.read_shapes`.
+        storage: how keys and values are kept; None is a ring for every slot.
 
     Raises:
         NotBuilt, CheckpointError: as `duplex.read_shapes`.
     """
     duplex = build_on_meta(*read_shapes(layout, context))
-    state = duplex.init_state(1, META, dtype)
+    state = duplex.init_state(1, META, dtype, storage)
+    pages = state.lm.transformer.pages
     return Plan(
         codec_weights=_bytes(duplex.mimi, torch.float32),
         lm_weights=_bytes(duplex.lm, dtype),
@@ -93,6 +113,8 @@ def plan(layout: Layout, dtype: torch.dtype, context: int | None = None) -> Plan
         lm_state=state_bytes_per_slot(state.lm),
         parameters=sum(parameter.numel() for parameter in duplex.parameters()),
         context=duplex.lm.config.context,
+        page=0 if pages is None else pages.page_bytes,
+        page_steps=0 if pages is None else pages.page_steps,
     )
 
 
@@ -135,10 +157,14 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
             raise ConfigError(str(options.target), "has no checkpoint, so there is nothing to plan")
         source, device, slots = source_of(engine.checkpoint), engine.device, options.slots or engine.slots
         dtype, context = options.dtype or engine.dtype, options.context or engine.context
+        storage = storage_of(engine)
     else:
         source, device, slots = CheckpointSource(folder=options.target), "cpu", options.slots or 1
         dtype, context = options.dtype or "float32", options.context
-    made = plan(read_layout(source), DTYPES[dtype], context)
+        storage = Storage()
+    storage = dataclasses.replace(storage, pages=options.pages or storage.pages, kv=options.kv or storage.kv)
+    layout, pages = read_layout(source), storage.pages or 0
+    made = plan(layout, DTYPES[dtype], context, storage)
     memory = device_memory(device) if options.memory_gib is None else int(options.memory_gib * GIB)
 
     yield f"checkpoint        {source}"
@@ -149,11 +175,18 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
         f"codec {_size(made.codec_state)}, language model {_size(made.lm_state)} for a context of {made.context} steps"
     )
     yield f"state per slot    {_size(made.state)}: {parts}"
-    yield f"{slots:<4d} slots need   {_size(made.needs(slots))}, scratch row included"
+    if pages:
+        yield f"pages             {pages} of {made.page_steps} steps and {_size(made.page)}, which all slots share"
+    yield f"{slots:<4d} slots need   {_size(made.needs(slots, pages))}, scratch row included"
     if memory is None:
         yield f"slots that fit    unknown: no {device} device here; give --memory-gib"
     else:
-        yield f"slots that fit    {made.fits(memory)} in {_size(memory)}, a tenth of it kept free"
+        yield f"slots that fit    {made.fits(memory, pages)} in {_size(memory)}, a tenth of it kept free"
+        shared = plan(layout, DTYPES[dtype], context, dataclasses.replace(storage, pages=1))
+        sessions, most = shared.shares(memory)
+        kept = storage.kv or dtype
+        lengths = f"of lognormal length, mean {MEAN_S / 60:g} min; short of pages once in 100,000 moments"
+        yield f"sharing pages     {sessions} conversations with {most} pages in {kept}, {lengths}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,6 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-gib", type=float, help="of the device; else what this machine has")
     parser.add_argument("--slots", type=int, help="in place of the deployment's")
     parser.add_argument("--context", type=int, help="steps that attention sees, at most the checkpoint's")
+    parser.add_argument("--pages", type=int, help="that slots share, in place of the deployment's")
+    parser.add_argument("--kv", choices=sorted(KV_DTYPES), help="of keys and values, in place of the deployment's")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the language model")
     return parser
 

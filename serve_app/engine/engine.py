@@ -68,7 +68,8 @@ class Engine:
         self.limits = limits if limits is not None else Limits()
         self.clock = clock
         self.step_times = StepTimes()
-        self._seats = Seats(slots if slots is not None else runner.slots, runner.slots, self.limits, clock)
+        seats = slots if slots is not None else runner.slots
+        self._seats = Seats(seats, runner.slots, self.limits, clock, runner.pool)
         self._pace = PrimingPace(self.limits.prime_share, self.limits.prime_alone_s, self.limits.prime_steps)
         self._herald = Herald(observer if observer is not None else SilentObserver())
         self._failed: list[Session] = []
@@ -85,10 +86,10 @@ class Engine:
         Raises: ParameterRefused for what the runner does not offer; EngineFull when there is no slot or too few rows;
         EngineDraining; EngineLost when unhealthy.
         """
-        self.runner.check(spec)
+        prompt_steps = self.runner.check(spec)
         if not self._healthy:
             raise EngineLost
-        return self._seats.acquire(spec)
+        return self._seats.acquire(spec, prompt_steps)
 
     def open(self, lease: Lease, sink: Sink) -> None:
         """Open the leased slot; the sink gets Opened once its rows are reset and its prompt is through.

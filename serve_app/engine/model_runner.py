@@ -7,7 +7,7 @@ bucket that holds them, see `captured`.
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serve_app.engine.batch import TickBatch, TickResult
 from serve_app.engine.captured import Capture, Captured, Kind
+from serve_app.engine.page_desk import PageDesk
 from serve_app.engine.prefix_cache import PrefixCache
 from serve_app.engine.prompts import PromptBook
 from serve_app.engine.runner import Primed, RunnerInfo
@@ -24,6 +25,8 @@ from serve_app.engine.staging import TickInputs, TickOutputs, TickShape
 from serve_app.errors import ParameterRefused
 from serve_app.model.duplex import Duplex, TickOutput
 from serve_app.model.lm import Given
+from serve_app.model.page_pool import PagePool
+from serve_app.model.pages import Storage
 from serve_app.model.sampling import Whole, needs_whole
 from serve_app.model.snapshot import Snapshot, put, take
 from serve_app.model.state import Rows, reset, state_bytes_per_slot
@@ -77,6 +80,8 @@ class ModelRunner:
         prompts: None takes none.
         prefix_bytes: of states that prompts have left, kept for the next session with the same prompt.
         capture: how ticks are prepared, in `warm_up`; None computes live rows as they come.
+        storage: how the LM's keys and values are kept; None is a ring for every slot.
+        page_reserve: pages that admission leaves for those who are in already.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class ModelRunner:
         prompts: PromptBook | None = None,
         prefix_bytes: int = 0,
         capture: Capture | None = None,
+        storage: Storage | None = None,
+        page_reserve: int = 0,
     ) -> None:
         self._duplex = duplex.eval()
         self._slots = slots
@@ -100,9 +107,14 @@ class ModelRunner:
         self._device, self._dtype = weight.device, weight.dtype
         self._clock = StageClock(self._device)
         with torch.inference_mode():
-            self._state = duplex.init_state(slots, self._device, self._dtype)
+            self._state = duplex.init_state(slots, self._device, self._dtype, storage)
         self._capture = capture
         self._captured: Captured | None = None
+        self._desk: PageDesk | None = None
+        pages = self._state.lm.transformer.pages
+        if storage is not None and storage.pages is not None and pages is not None:
+            pool = PagePool(storage.pages, storage.page_steps, self._context, reserve=page_reserve)
+            self._desk = PageDesk(pool, pages)
         self._whole = np.zeros(slots, np.bool_)  # slots that sample from more than the sorted candidates
         self._twins: dict[int, Slot] = {}
         self._readings: dict[int, _Reading] = {}
@@ -118,19 +130,25 @@ class ModelRunner:
         """What sessions of this model may ask for."""
         return self._offer
 
-    def check(self, spec: SessionSpec) -> None:
-        """Refuse what this model cannot do. Any thread.
+    @property
+    def pool(self) -> PagePool | None:
+        """The pages that slots draw on; None where every slot has a ring."""
+        return None if self._desk is None else self._desk.pool
+
+    def check(self, spec: SessionSpec) -> int:
+        """Refuse what this model cannot do, else the steps of the prompt. Any thread.
 
         Raises:
             ParameterRefused: not offered, or a prompt longer than the context.
         """
         self._offer.check(spec)
         if spec.prompt is None or self._prompts is None:
-            return
+            return 0
         steps = self._prompts.frames(spec.prompt).shape[1]
         if steps > self._offer.prompt_steps:
             name, value = ("text_prompt", spec.prompt.text) if spec.prompt.text else ("voice_prompt", spec.prompt.voice)
             raise ParameterRefused(name, value, f"takes {steps} steps, longer than the context of {self._context}")
+        return int(steps)
 
     @torch.inference_mode()
     def open(self, slot: Slot, spec: SessionSpec, twin: Slot | None = None) -> int:
@@ -138,6 +156,8 @@ class ModelRunner:
         slots = (slot,) if twin is None else (slot, twin)
         reset(self._state, self._index(*slots))
         self._forget(slots)
+        if self._desk is not None:
+            self._desk.reset(slots)
         if twin is not None:
             self._twins[slot] = twin
         lm, state, habits = self._duplex.lm, self._state.lm, self._habits
@@ -169,6 +189,7 @@ class ModelRunner:
             del self._readings[slot]
             return Primed(0, 0)
         part = reading.tokens[:, :, reading.fed : reading.fed + steps]
+        self._advance((slot,), int(part.shape[2]))
         slots = self._index(slot)
         rows = self._rows(slots, torch.ones_like(slots, dtype=torch.bool), [slot])
         # Reading the verdict waits for the device: what this part took is what the next one may take.
@@ -189,6 +210,7 @@ class ModelRunner:
         kept = self._prefixes.find(name, again=again)
         if kept is None:
             return False
+        self._advance((slot,), kept[0].steps)
         for row, snapshot in zip(self._slots_of(slot), kept, strict=True):
             put(snapshot, self._state.lm, row)
         return True
@@ -197,12 +219,15 @@ class ModelRunner:
     def wipe(self, slot: Slot) -> None:
         """Overwrite every value of the slot, and of scratch, where a masked write of it may have gone."""
         reset(self._state, self._index(slot, self._slots), wipe=True)
+        if self._desk is not None:
+            self._desk.wipe_scratch()
         self._whole[slot] = False
         self._forget((slot,))
 
     @torch.inference_mode()
     def run(self, batch: TickBatch) -> TickResult:
         """Step the rows of the batch; every stage is called once."""
+        self._advance(batch.slots.tolist())
         if self._captured is not None:
             wide = bool(self._whole[batch.slots].any())
             return self._captured.run(batch, self._twins, self._clock, wide=wide)
@@ -278,9 +303,10 @@ class ModelRunner:
         )
 
     def counters(self) -> Mapping[str, int]:
-        """Of the prompts and of the captured ticks."""
+        """Of the prompts, the pages and the captured ticks."""
+        pages = {} if self._desk is None else self._desk.pool.counters()
         captured = self._captured.counters() if self._captured is not None else {}
-        return {**self._prefixes.counters(), **captured}
+        return {**self._prefixes.counters(), **pages, **captured}
 
     def _step(self, inputs: TickInputs, outputs: TickOutputs, kind: Kind) -> None:
         """The tick between static buffers, as it is captured: no value is read on the host."""
@@ -336,6 +362,11 @@ class ModelRunner:
             return rows
         followed, their = zip(*twins, strict=True)
         return rows.guided(self._index(*followed), self._index(*their), self._slots)
+
+    def _advance(self, slots: Sequence[int], steps: int = 1) -> None:
+        """Have pages ready for so many more steps of the slots and their twins."""
+        if self._desk is not None:
+            self._desk.advance([row for slot in slots for row in self._slots_of(Slot(slot))], steps)
 
     def _slots_of(self, slot: Slot) -> tuple[Slot, ...]:
         twin = self._twins.get(slot)

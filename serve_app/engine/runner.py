@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from serve_app.engine.batch import TickBatch, TickResult
+from serve_app.model.page_pool import PagePool
 from serve_app.spec import Offer, SessionSpec
 from serve_app.units import Slot
 
@@ -59,10 +60,15 @@ class Runner(Protocol):
         """What sessions may ask for. Any thread."""
         ...
 
-    def check(self, spec: SessionSpec) -> None:
-        """Refuse what this runner cannot do, before anything is done for it. Any thread.
+    @property
+    def pool(self) -> PagePool | None:
+        """The pages that rows draw on, by their slot; None where each has room for its whole context. Any thread."""
+        ...
 
-        Raises: ParameterRefused.
+    def check(self, spec: SessionSpec) -> int:
+        """Refuse what this runner cannot do, before anything is done for it; else say how long the prompt is in steps.
+
+        Any thread. Raises: ParameterRefused.
         """
         ...
 
@@ -114,9 +120,15 @@ class PassThroughRunner:
         """Nothing can be chosen."""
         return Offer()
 
-    def check(self, spec: SessionSpec) -> None:
+    @property
+    def pool(self) -> PagePool | None:
+        """Nothing is held."""
+        return None
+
+    def check(self, spec: SessionSpec) -> int:
         """Refuse everything that needs a model."""
         self.offer.check(spec)
+        return 0
 
     def open(self, slot: Slot, spec: SessionSpec, twin: Slot | None = None) -> int:
         """Nothing to reset."""

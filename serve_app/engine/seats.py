@@ -17,7 +17,8 @@ from serve_app.engine.schedule import Crowd
 from serve_app.engine.session import Frame, Session
 from serve_app.engine.slots import Lease, RowTable, SlotState, SlotTable
 from serve_app.engine.stats import EngineStats, Tally
-from serve_app.errors import ChorusError, EngineDraining, StaleLease
+from serve_app.errors import ChorusError, EngineDraining, EngineFull, StaleLease
+from serve_app.model.page_pool import PagePool
 from serve_app.spec import SessionSpec
 from serve_app.units import Slot
 
@@ -25,7 +26,9 @@ from serve_app.units import Slot
 class Seats:
     """Slots, rows, sessions, the mailbox and the counters."""
 
-    def __init__(self, slots: int, rows: int, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, slots: int, rows: int, limits: Limits, clock: Callable[[], float], pool: PagePool | None = None
+    ) -> None:
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
@@ -33,9 +36,10 @@ class Seats:
         self._work_came = threading.Condition(self._lock)
         self._hurry_came = threading.Condition(self._lock)
         self._table = SlotTable(slots, unopened_s=limits.unopened_s)
-        self._rows = RowTable(rows)
+        self._rows = RowTable(rows, pool)
         self._sessions: dict[Slot, Session] = {}
         self._ready: dict[Slot, Session] = {}  # live sessions with a frame waiting
+        self._starved: dict[Slot, Session] = {}  # the same, when there was no page for their next step
         # The mailbox: a session enters each queue once at most, so the slots bound both.
         self._opening: collections.deque[Session] = collections.deque()
         self._closing: collections.deque[Session] = collections.deque()
@@ -46,17 +50,19 @@ class Seats:
 
     # --- any thread ---------------------------------------------------------------------------------------------------
 
-    def acquire(self, spec: SessionSpec) -> Lease:
-        """Lease a slot and the rows that the session needs. Raises EngineFull, EngineDraining."""
+    def acquire(self, spec: SessionSpec, prompt_steps: int = 0) -> Lease:
+        """Lease a slot, the rows that the session needs and their first pages. Raises EngineFull, EngineDraining."""
         with self._lock:
             if self._draining:
                 raise EngineDraining
             now_s = self._clock()
             self._expire(now_s)
-            if self._table.count(SlotState.FREE):
-                self._rows.require(spec.rows, self._table.slots)
+            if not self._table.count(SlotState.FREE):
+                raise EngineFull(self._table.slots)
+            rows = self._rows.admit(spec.rows, prompt_steps, self._table.slots)
             lease = self._table.acquire(now_s)
-            self._sessions[lease.slot] = Session(lease, spec, self._rows.acquire(spec.rows))
+            self._sessions[lease.slot] = session = Session(lease, spec, rows)
+            session.prompt_steps = prompt_steps
             return lease
 
     def open(self, lease: Lease, sink: Sink) -> None:
@@ -83,7 +89,7 @@ class Seats:
                 self._tally.underruns += 1
             session.last_push_s = now_s
             session.push(Frame(number, pcm, now_s), self._limits.inbox_frames)
-            if session.opened_s is not None and session.error is None:
+            if session.opened_s is not None and session.error is None and lease.slot not in self._starved:
                 self._ready[lease.slot] = session
                 self._work_came.notify_all()
                 if session.is_behind or self._complete():
@@ -99,7 +105,7 @@ class Seats:
             if session.sink is None:
                 self._forget(session)
                 return
-            self._ready.pop(lease.slot, None)
+            self._stop_waiting(session)
             self._stop_priming(session)
             self._closing.append(session)
             self._work_came.notify_all()
@@ -187,7 +193,7 @@ class Seats:
         return bool(self._opening or self._closing or self._priming)
 
     def _complete(self) -> bool:
-        return len(self._ready) >= self._table.count(SlotState.LIVE)
+        return len(self._ready) >= self._table.count(SlotState.LIVE) - len(self._starved)
 
     def _behind(self) -> bool:
         return any(session.is_behind for session in self._ready.values())
@@ -231,10 +237,18 @@ class Seats:
                 self._ready[session.lease.slot] = session
 
     def take(self) -> list[tuple[Session, Frame]]:
-        """One frame of every session that has one; those too far behind are cut first."""
+        """One frame of every session that has one; those too far behind are cut first.
+
+        Where pages are short, who came first is served first: the newest wait until somebody gives pages back. Their
+        frames wait in their inboxes, under the bound that all frames have.
+        """
         taken = []
         with self._lock:
-            for session in list(self._ready.values()):
+            # Sessions lie in the order in which they came.
+            for session in [session for session in self._sessions.values() if session.lease.slot in self._ready]:
+                if not self._rows.draw(session.rows, session.prompt_steps + session.step + 1):
+                    self._starved[session.lease.slot] = self._ready.pop(session.lease.slot)
+                    continue
                 session.cut(self._limits.lag_frames, self._limits.keep_frames)
                 taken.append((session, session.take()))
                 if not session.inbox:
@@ -258,7 +272,7 @@ class Seats:
             if session.error is not None:
                 return False
             session.error = error
-            self._ready.pop(session.lease.slot, None)
+            self._stop_waiting(session)
             self._stop_priming(session)
             self._table.move(session.lease, SlotState.FAILED)
             return True
@@ -278,7 +292,7 @@ class Seats:
             session.discard()
             if give_back:
                 self._table.move(session.lease, SlotState.FREE)
-                self._rows.release(session.rows)
+                self._give_back(session)
             del self._sessions[session.lease.slot]
             self._tally.ended[session.end_reason] += 1
 
@@ -314,13 +328,26 @@ class Seats:
 
     def _expire(self, now_s: float) -> None:
         for lease in self._table.expire(now_s):
-            self._rows.release(self._sessions.pop(lease.slot).rows)
+            self._give_back(self._sessions.pop(lease.slot))
             self._tally.expired += 1
 
     def _forget(self, session: Session) -> None:
         self._table.move(session.lease, SlotState.FREE)
-        self._rows.release(session.rows)
+        self._give_back(session)
         del self._sessions[session.lease.slot]
+
+    def _give_back(self, session: Session) -> None:
+        """Take back the session's rows and pages, and let those try again who waited for pages."""
+        self._rows.release(session.rows)
+        if self._starved:
+            self._ready.update(self._starved)
+            self._starved.clear()
+            self._work_came.notify_all()
+
+    def _stop_waiting(self, session: Session) -> None:
+        """It has no frame to step any more."""
+        self._ready.pop(session.lease.slot, None)
+        self._starved.pop(session.lease.slot, None)
 
     def _stop_priming(self, session: Session) -> None:
         if session in self._priming:

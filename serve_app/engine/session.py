@@ -38,6 +38,7 @@ class Session:
         self.sink: Sink | None = None
         self.inbox: collections.deque[Frame] = collections.deque()
         self.step = 0
+        self.prompt_steps = 0
         self.received = 0
         self.stepped = 0
         self.in_flight = 0

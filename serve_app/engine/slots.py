@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from serve_app.errors import EngineFull, StaleLease
+from serve_app.model.page_pool import PagePool
 from serve_app.units import Generation, Slot
 
 
@@ -109,14 +110,15 @@ class SlotTable:
 
 
 class RowTable:
-    """The rows of state that a runner has: a session owns one, or two under guidance.
+    """The rows of state that a runner has, and the pages that they draw on: a session owns one, or two under guidance.
 
     Like slots, rows that came back first are given out first.
     """
 
-    def __init__(self, rows: int) -> None:
-        """Args: rows: how many the runner has state for."""
+    def __init__(self, rows: int, pool: PagePool | None = None) -> None:
+        """Args: rows: how many the runner has state for. pool: None where every row has room for its whole context."""
         self.rows = rows
+        self._pool = pool
         self._free = collections.deque(range(rows))
 
     @property
@@ -129,12 +131,33 @@ class RowTable:
         if count > len(self._free):
             raise EngineFull(slots, count, len(self._free))
 
+    def admit(self, count: int, steps: int, slots: int) -> tuple[Slot, ...]:
+        """Give out so many rows, with pages for their first steps.
+
+        Args:
+            steps: of the prompt.
+            slots: of the engine, for the error.
+
+        Raises:
+            EngineFull: too few rows or pages; nothing is given out then.
+        """
+        self.require(count, slots)
+        if self._pool is not None:
+            self._pool.admit([self._free[index] for index in range(count)], steps + 1, slots)
+        return self.acquire(count)
+
     def acquire(self, count: int) -> tuple[Slot, ...]:
         """Give out so many, which are there."""
         assert count <= len(self._free), "require them first"
         return tuple(Slot(self._free.popleft()) for _ in range(count))
 
+    def draw(self, rows: tuple[Slot, ...], steps: int) -> bool:
+        """Whether a session may make its ``steps``-th step: False where it has to wait for a page."""
+        return self._pool is None or self._pool.draw(rows, [steps] * len(rows))
+
     def release(self, rows: tuple[Slot, ...]) -> None:
-        """Take them back."""
+        """Take them back, and their pages."""
         assert not set(rows) & set(self._free), f"rows {rows} are free already"
         self._free.extend(rows)
+        if self._pool is not None:
+            self._pool.release(rows)

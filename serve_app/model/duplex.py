@@ -15,6 +15,7 @@ from serve_app.errors import CheckpointError
 from serve_app.model import fused
 from serve_app.model.lm import LM, Given, LMState, Said, Spoken, Thought
 from serve_app.model.mimi import Mimi, MimiState
+from serve_app.model.pages import Storage
 from serve_app.model.sampling import Whole
 from serve_app.model.state import Rows, reset
 from serve_app.units import FRAME_SAMPLES
@@ -78,11 +79,16 @@ class Duplex(nn.Module):
             raise CheckpointError("codec and LM", problems)
         self.mimi, self.lm = mimi, lm
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> DuplexState:
-        """Empty state for ``slots`` slots and a scratch row; ``dtype`` is the LM's, the codec's state is fp32."""
+    def init_state(
+        self, slots: int, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+    ) -> DuplexState:
+        """Empty state for ``slots`` slots and a scratch row.
+
+        ``dtype`` and ``storage`` are the LM's; the codec's state is fp32 in rings.
+        """
         return DuplexState(
             self.mimi.init_state(slots, device, torch.float32),
-            self.lm.init_state(slots, device, dtype),
+            self.lm.init_state(slots, device, dtype, storage),
         )
 
     @torch.no_grad()

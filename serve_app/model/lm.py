@@ -24,6 +24,7 @@ from serve_app.model.guidance import Guidance
 from serve_app.model.linear import Linear, Together
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.norm import make_norm
+from serve_app.model.pages import Storage
 from serve_app.model.sampling import TEXT_STREAM, SamplingParams, Whole
 from serve_app.model.state import Rows, Twins
 from serve_app.model.text_bias import Silence, TextBias
@@ -147,24 +148,27 @@ class LM(nn.Module):
             self._embeddings = Together(self._stream_embeddings())
         if len(self.depformer_in) > 1:
             self._depth_inputs = Together(list(self.depformer_in))
-            self._depth_inputs.pack()
-        for name, part in self.named_modules():
-            if isinstance(part, Linear) and not (self._depth_inputs and name.startswith("depformer_in.")):
-                part.pack()
 
     def _stream_embeddings(self) -> list[Embedding]:
         """In the order in which they are added: every codebook, then text."""
         return [*self.emb, self.text_emb]
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> LMState:
-        """Empty state for ``slots`` slots and a scratch row; keys and values in ``dtype``. Greedy until told."""
+    def init_state(
+        self, slots: int, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+    ) -> LMState:
+        """Empty state for ``slots`` slots and a scratch row. Greedy until told.
+
+        Args:
+            dtype: of keys and values, unless ``storage`` has another.
+            storage: how keys and values are kept; None is a ring for every slot.
+        """
         return LMState(
             self.delays.init_state(slots, device),
             SamplingParams.empty(slots, device),
             TextBias.empty(slots, device),
             Guidance.empty(slots, device),
             Conditions.empty(slots, self.config.dim, device, dtype) if self.config.fuser.sum else None,
-            self.transformer.init_state(slots, device, dtype),
+            self.transformer.init_state(slots, device, dtype, storage),
         )
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from serve_app.errors import ConfigError, ShapeError
 from serve_app.model.conv import ConvState
-from serve_app.model.product import pack_linears
 from serve_app.model.resample import Downsample, Upsample
 from serve_app.model.rvq import SplitQuantizer
 from serve_app.model.seanet import SeanetConfig, SeanetState, make_decoder, make_encoder
@@ -114,7 +113,6 @@ class _Projected(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.transformer = Transformer(config)
-        pack_linears(self.transformer)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.transformer(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]

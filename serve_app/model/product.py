@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 Arrange: TypeAlias = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -114,29 +114,6 @@ class Filters:
         )
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(image, blocks, bias, *shape, "none", [], "")
         return y[:, :, 0].transpose(1, 2)  # [R, T, C']
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` that uses a `Product` where no gradient is asked for."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, **kwargs: Any) -> None:
-        super().__init__(in_features, out_features, bias, **kwargs)
-        self._product = Product()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(x)
-        return self._product(x, self.weight, self.bias)
-
-
-def pack_linears(module: nn.Module) -> None:
-    """Replace every `nn.Linear` inside by a `Linear` with the same parameters, under the same names."""
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                packed = Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
-                packed.weight, packed.bias = child.weight, child.bias
-                setattr(parent, name, packed.train(child.training))
 
 
 def _flatten(arrange: Arrange | None, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

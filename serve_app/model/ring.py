@@ -1,10 +1,7 @@
-"""Keys and values of one attention layer, as a ring per slot; positions and masks are computed once a tick.
+"""Keys and values of one attention layer, as a ring per slot. Nobody outside this file knows the layout.
 
-Window rule (checked against moshi 0.2.13): with capacity C and keys written up to offset w, the key at offset p is
-visible to the query at offset q iff ``p > w - C and p <= q``. Keys of one call are written before its queries attend,
-so the first of T queries in one call sees T - 1 keys fewer than C. Steps that are to see what they would see one by one
-(`Window.one_by_one`) attend to the ring and to each other before they are written. Nobody outside this file knows the
-layout.
+What may be seen is `window`'s to say, once a tick. Where the host knows how long each row's conversation is, attention
+reads that much of the ring and no more; it costs what the conversation holds and not what the context could.
 """
 
 import dataclasses
@@ -13,82 +10,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from serve_app.model.quantised_kv import KV_DTYPES, KvName, dequantise, quantise, scale_like
 from serve_app.model.state import Rows
+from serve_app.model.window import Held, Window
+
+__all__ = ["KvRing", "KvStore", "Window", "attend_masked"]
+
+Kept = tuple[Tensor, Tensor | None]
+"""Numbers ``[..., D]`` and, of 8-bit ones, their scales ``[...]``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Window:
-    """Where T new steps of every row go, and what each may see: the same for all layers of a transformer.
+class KvStore:
+    """One layer's keys and values, ``[N, S, H, D]`` each, with scales ``fp32[N, S, H]`` where they are 8-bit numbers.
 
-    Attributes:
-        write: ``int64[R, 1]``, the slot that each row writes (scratch where it does not execute).
-        index: ``int64[R, T]``, ring positions of the new steps.
-        visible: ``bool[R, 1, T, C]``, True where the query may look. Never all False: a query sees itself.
-        beside: whether the new steps are seen beside the ring instead of in it; then visible is ``[R, 1, T, C + T]``.
+    What N and S are, and how rows are read, is the subclass's.
     """
 
-    write: Tensor
-    index: Tensor
-    visible: Tensor
-    beside: bool = False
+    keys: Tensor = dataclasses.field(metadata={"paged": True})
+    values: Tensor = dataclasses.field(metadata={"paged": True})
+    key_scale: Tensor | None = dataclasses.field(default=None, metadata={"paged": True})
+    value_scale: Tensor | None = dataclasses.field(default=None, metadata={"paged": True})
 
-    @classmethod
-    def at(cls, offset: Tensor, steps: int, capacity: int, rows: Rows) -> "Window":
-        """The window of ``steps`` new steps at ``offset`` (``int64[R]``). ``steps`` may not exceed ``capacity``."""
-        assert steps <= capacity, "a call writes no more steps than the ring holds"
-        query = offset[:, None] + torch.arange(steps, device=offset.device)  # [R, T]
-        newest = query[:, -1:]  # [R, 1]
-        ring = torch.arange(capacity, device=offset.device)  # [C]
-        key = newest - (newest - ring) % capacity  # [R, C], offset held at each ring position; negative when empty
-        visible = (key[:, None, :] >= 0) & (key[:, None, :] <= query[:, :, None])  # [R, T, C]
-        return cls(rows.write[:, None], query % capacity, visible[:, None])
-
-    @classmethod
-    def one_by_one(cls, offset: Tensor, steps: int, capacity: int, rows: Rows) -> "Window":
-        """The same steps, each seeing what it would see in a call of its own, whether the ring wraps or not."""
-        assert steps <= capacity, "a call writes no more steps than the ring holds"
-        step = torch.arange(steps, device=offset.device)
-        query = offset[:, None] + step  # [R, T]
-        newest = offset[:, None] - 1
-        key = newest - (newest - torch.arange(capacity, device=offset.device)) % capacity  # [R, C], before any write
-        old = (key[:, None, :] >= 0) & (key[:, None, :] > query[:, :, None] - capacity)  # [R, T, C]
-        new = (step[None, :] <= step[:, None]).expand(len(query), -1, -1)  # [R, T, T]
-        return cls(rows.write[:, None], query % capacity, torch.cat([old, new], dim=2)[:, None], beside=True)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class KvRing:
-    """One layer's keys and values for all slots, ``[slots + 1, C, H, D]`` each.
-
-    The position comes before the heads so that one step of one row is one contiguous write.
-    """
-
-    keys: Tensor = dataclasses.field(metadata={"masked": True})
-    values: Tensor = dataclasses.field(metadata={"masked": True})
-
-    @classmethod
-    def empty(
-        cls, slots: int, capacity: int, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
-    ) -> "KvRing":
-        shape = (slots + 1, capacity, heads, head_dim)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
-
-    def first(self, slot: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Views of the keys and values of a slot's first steps, of which no more than C were made: what to copy."""
-        return self.keys[slot, :steps], self.values[slot, :steps]
+    @property
+    def copied(self) -> bool:
+        """Whether even rows whose slots follow one another are copied together to be read."""
+        return False
 
     def append(self, keys: Tensor, values: Tensor, window: Window) -> None:
         """Write T new steps, ``[R, T, H, D]`` each, at the window's positions."""
-        self.keys[window.write, window.index] = keys.to(self.keys.dtype)
-        self.values[window.write, window.index] = values.to(self.values.dtype)
+        where = (window.write, window.index)
+        for store, scale, new in ((self.keys, self.key_scale, keys), (self.values, self.value_scale, values)):
+            if scale is None:
+                store[where] = new.to(store.dtype)
+            else:
+                store[where], scale[where] = quantise(new, store.dtype)
 
     def step(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows, window: Window) -> Tensor:
         """Write T new steps and attend from each of them: ``query [R, Hq, T, D]``, keys and values ``[R, H, T, D]``."""
         if not window.beside:
             self.append(keys.transpose(1, 2), values.transpose(1, 2), window)
             return self.attend(query, rows, window)
-        old = rows.read(self.keys).transpose(1, 2), rows.read(self.values).transpose(1, 2)  # [R, H, C, D]
-        both = [torch.cat([ring, new.to(ring.dtype)], dim=2) for ring, new in zip(old, (keys, values), strict=True)]
+        both = [
+            torch.cat([_plain(old, query.dtype), self._as_kept(new, query.dtype)], dim=2)  # [R, H, span + T, D]
+            for old, new in zip(self._read(rows, window), (keys, values), strict=True)
+        ]
         attended = attend_masked(query, both[0], both[1], window.visible)
         self.append(keys.transpose(1, 2), values.transpose(1, 2), window)
         return attended
@@ -104,11 +70,103 @@ class KvRing:
         Returns:
             ``[R, Hq, T, D]``.
 
-        Graph-safe: allocates per call, rebinds nothing. Always spans the ring; its cost is R x C, not the length.
+        Graph-safe where the window was made without looking: allocates per call, rebinds nothing; its cost is R x C
+        then, else what the rows hold.
         """
-        keys = rows.read(self.keys).transpose(1, 2)  # [R, H, C, D]
-        values = rows.read(self.values).transpose(1, 2)
-        return attend_masked(query, keys, values, window.visible)
+        held = window.held
+        if held is not None and held.apart(self.keys[0, 0].numel(), gathered=self.copied or rows.run is None):
+            return torch.cat([self._attend_alone(query, row, held, window) for row in range(len(held.slots))])
+        keys, values = (_plain(kept, query.dtype) for kept in self._read(rows, window))
+        return attend_masked(query, keys, values, None if held is not None and held.alike else window.visible)
+
+    def _attend_alone(self, query: Tensor, row: int, held: Held, window: Window) -> Tensor:
+        """One row of the tick, ``[1, Hq, T, D]``, over its own keys."""
+        keys, values = (_plain(kept, query.dtype) for kept in self._read_one(row, held, window))
+        # One new step sees all that its row holds.
+        visible = None if query.shape[2] == 1 else window.visible[row : row + 1, ..., : held.steps[row]]
+        return attend_masked(query[row : row + 1], keys, values, visible)
+
+    def _as_kept(self, new: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[R, H, T, D]`` as it will be read once it is written."""
+        if self.key_scale is None:
+            return new.to(self.keys.dtype).to(dtype)
+        return dequantise(*quantise(new, self.keys.dtype), dtype)
+
+    def _read(self, rows: Rows, window: Window) -> tuple[Kept, Kept]:
+        """Keys and values ``[R, span, H, D]`` of the rows, as far as the window goes."""
+        raise NotImplementedError
+
+    def _read_one(self, row: int, held: Held, window: Window) -> tuple[Kept, Kept]:
+        """What one row holds, ``[1, steps, H, D]``."""
+        raise NotImplementedError
+
+    def first(self, slot: int, steps: int, table: Tensor | None = None) -> tuple[tuple[Tensor, ...], ...]:
+        """Views of what a slot's first steps, no more than C, have left in each part of the store.
+
+        Args:
+            table: of the pages, where there are any.
+        """
+        raise NotImplementedError
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in (self.keys, self.values, self.key_scale, self.value_scale) if t is not None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KvRing(KvStore):
+    """A ring of C steps for every slot: ``[slots + 1, C, H, D]``.
+
+    In memory the position comes before the heads, so that one step of one row is one contiguous write; on the CPU the
+    heads come first, because attention of one step over 750 takes 13 ms that way and 19 ms the other (10 layers, 8
+    rows, 12 heads of 64, two cores). The shape is the same.
+    """
+
+    keys: Tensor = dataclasses.field(metadata={"masked": True})
+    values: Tensor = dataclasses.field(metadata={"masked": True})
+    key_scale: Tensor | None = dataclasses.field(default=None, metadata={"masked": True})
+    value_scale: Tensor | None = dataclasses.field(default=None, metadata={"masked": True})
+
+    @classmethod
+    def empty(
+        cls,
+        slots: int,
+        capacity: int,
+        heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv: KvName | None = None,
+    ) -> "KvRing":
+        """Zeros, in ``dtype`` or in the 8-bit numbers ``kv``."""
+        kept = dtype if kv is None else KV_DTYPES[kv]
+
+        def store() -> Tensor:
+            if device.type == "cpu":
+                return torch.zeros(slots + 1, heads, capacity, head_dim, device=device, dtype=kept).transpose(1, 2)
+            return torch.zeros(slots + 1, capacity, heads, head_dim, device=device, dtype=kept)
+
+        keys, values = store(), store()
+        return cls(keys, values, scale_like(keys), scale_like(values))
+
+    def first(self, slot: int, steps: int, table: Tensor | None = None) -> tuple[tuple[Tensor, ...], ...]:
+        return (tuple(store[slot, :steps] for store in self._tensors),)
+
+    def _read(self, rows: Rows, window: Window) -> tuple[Kept, Kept]:
+        span = self.keys.shape[1] if window.held is None else window.held.span
+
+        def read(store: Tensor, scale: Tensor | None) -> Kept:
+            return rows.read(store[:, :span]), None if scale is None else rows.read(scale[:, :span])
+
+        return read(self.keys, self.key_scale), read(self.values, self.value_scale)
+
+    def _read_one(self, row: int, held: Held, window: Window) -> tuple[Kept, Kept]:
+        slot, steps = held.slots[row], held.steps[row]
+
+        def read(store: Tensor, scale: Tensor | None) -> Kept:
+            return store[slot : slot + 1, :steps], None if scale is None else scale[slot : slot + 1, :steps]
+
+        return read(self.keys, self.key_scale), read(self.values, self.value_scale)
 
 
 def attend_masked(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
@@ -118,3 +176,10 @@ def attend_masked(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor |
         keys = keys.repeat_interleave(groups, dim=1)
         values = values.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(query, keys.to(query.dtype), values.to(query.dtype), attn_mask=visible)
+
+
+def _plain(kept: Kept, dtype: torch.dtype) -> Tensor:
+    """``[R, S, H, D]`` as kept to ``[R, H, S, D]`` to attend to."""
+    store, scale = kept
+    plain = store.to(dtype) if scale is None else dequantise(store, scale, dtype)
+    return plain.transpose(1, 2)

@@ -40,5 +40,7 @@ def _parts(state: LMState, slot: int, steps: int) -> Iterator[Tensor]:
     """Views of everything that steps have written in a slot."""
     yield from (state.cache.tokens[slot], state.cache.offset[slot], state.bias.said[slot], state.bias.count[slot])
     yield state.transformer.offset[slot]
+    pages = state.transformer.pages
     for ring in state.transformer.rings:
-        yield from ring.first(slot, steps)
+        for part in ring.first(slot, steps, None if pages is None else pages.table):
+            yield from part

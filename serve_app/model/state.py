@@ -6,7 +6,8 @@ addresses hold for CUDA graphs. A row that must not advance writes to scratch: a
 read of what was there.
 
 Field metadata: ``fresh`` is the value of an empty slot (default 0); ``masked=True`` marks bulk storage that an offset
-hides, which `reset` may leave and only `reset(..., wipe=True)` clears.
+hides, which `reset` may leave and only `reset(..., wipe=True)` clears. ``paged=True`` marks what does not count
+slots and is none of `reset`'s, see `pages`.
 """
 
 import dataclasses
@@ -117,7 +118,12 @@ def reset(state: Any, slots: Tensor, *, wipe: bool = False) -> None:
     """
     for tensor, fresh, masked in _leaves(state):
         if wipe or not masked:
-            tensor.index_fill_(0, slots, fresh)
+            bits(tensor).index_fill_(0, slots, fresh)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """8-bit floating point as bytes, which torch can fill; zero is zero in both. Everything else as it is."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
 def state_bytes_per_slot(state: Any) -> int:
@@ -126,7 +132,7 @@ def state_bytes_per_slot(state: Any) -> int:
 
 
 def leaves(state: Any) -> list[Tensor]:
-    """Every tensor of a state, in field order."""
+    """Every tensor of a state that counts slots, in field order."""
     return [tensor for tensor, _, _ in _leaves(state)]
 
 
@@ -138,6 +144,8 @@ def _leaves(state: Any) -> Iterator[tuple[Tensor, float, bool]]:
             yield from _leaves(part)
         return
     for field in dataclasses.fields(state):
+        if field.metadata.get("paged"):
+            continue
         value = getattr(state, field.name)
         if isinstance(value, Tensor):
             yield value, field.metadata.get("fresh", 0), field.metadata.get("masked", False)

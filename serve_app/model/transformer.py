@@ -16,7 +16,8 @@ from serve_app.model import fused
 from serve_app.model.cross import CrossAttention, CrossLook, CrossMemory, CrossState
 from serve_app.model.linear import Linear
 from serve_app.model.norm import NormName, Residual, make_norm
-from serve_app.model.ring import KvRing, Window, attend_masked
+from serve_app.model.pages import PageStore, Storage
+from serve_app.model.ring import KvRing, KvStore, Window, attend_masked
 from serve_app.model.rope import Rotation, sinusoid
 from serve_app.model.state import Rows, commit
 
@@ -69,11 +70,13 @@ class TransformerState:
         offset: ``int64[slots + 1]``, steps that the slot has made.
         rings: keys and values of every layer.
         cross: what the slot attends to besides; None without cross-attention.
+        pages: what the rings are made of where slots share pages; None where every slot has its own.
     """
 
     offset: Tensor
-    rings: tuple[KvRing, ...]
+    rings: tuple[KvStore, ...]
     cross: CrossState | None = None
+    pages: PageStore | None = None
 
 
 def gated_hidden(dim: int, feedforward: int) -> int:
@@ -135,13 +138,13 @@ class Attention(nn.Module):
         q, k, v = self.project(x, rotation)
         return self.merge(attend_masked(q, k, v, visible))
 
-    def step(self, x: Tensor, ring: KvRing, now: "Moment") -> Tensor:
-        if now.length is not None:
+    def step(self, x: Tensor, ring: KvStore, now: "Moment") -> Tensor:
+        if now.length is not None and ring.key_scale is None:
             return self._decode(x, ring, now, now.length)
         q, k, v = self.project(x, now.rotation)
         return self.merge(ring.step(q, k, v, now.rows, now.window))
 
-    def _decode(self, x: Tensor, ring: KvRing, now: "Moment", length: Tensor) -> Tensor:
+    def _decode(self, x: Tensor, ring: KvStore, now: "Moment", length: Tensor) -> Tensor:
         """A tick away from the CPU: keys and values are written as they are rotated, one kernel attends."""
         rotation, window = now.rotation, now.window
         cos, sin, interleaved = (
@@ -160,10 +163,11 @@ class Attention(nn.Module):
             interleaved,
         )
         if x.shape[1] > 1:  # the codec's two
+            assert window.pages is None, "codecs keep rings"
             return self.merge(fused.ring_attention(query, ring.keys, ring.values, now.rows.slots, window.visible))
         # A ring is one page that is as long as the context.
-        table, capacity = now.rows.slots[:, None], ring.keys.shape[1]
-        attended = fused.decode_attention(query[:, :, 0], ring.keys, ring.values, table, length, capacity)
+        table = now.rows.slots[:, None] if window.pages is None else window.pages
+        attended = fused.decode_attention(query[:, :, 0], ring.keys, ring.values, table, length, window.span)
         return self.merge(attended[:, :, None])
 
 
@@ -194,7 +198,7 @@ class TransformerLayer(nn.Module):
         x = self._add(x, self.layer_scale_1(self.self_attn(self.norm1(x), rotation, visible)))
         return self._add(x, self.layer_scale_2(self._feed_forward(self.norm2(x))))
 
-    def step(self, residual: Residual, ring: KvRing, memory: CrossMemory | None, now: "Moment") -> Residual:
+    def step(self, residual: Residual, ring: KvStore, memory: CrossMemory | None, now: "Moment") -> Residual:
         residual, normed = residual.normed(self.norm1)
         residual = residual.add(self.self_attn.step(normed, ring, now), scale_of(self.layer_scale_1))
         if self.cross_attention is not None:
@@ -245,14 +249,22 @@ class Transformer(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
-    def init_state(self, slots: int, device: torch.device, dtype: torch.dtype) -> TransformerState:
-        """Empty state for ``slots`` slots and a scratch row."""
-        c = self.config
-        rings = tuple(KvRing.empty(slots, c.context, c.kv_heads, c.head_dim, device, dtype) for _ in self.layers)
+    def init_state(
+        self, slots: int, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+    ) -> TransformerState:
+        """Empty state for ``slots`` slots and a scratch row; rings unless ``storage`` says otherwise."""
+        c, kept = self.config, storage if storage is not None else Storage()
+        pages, rings = None, list[KvStore]()
+        if kept.pages is not None:
+            pages = PageStore.empty(kept, slots, c.context, c.layers, c.kv_heads, c.head_dim, device, dtype)
+            rings.extend(pages.layers())
+        else:
+            shape = (slots, c.context, c.kv_heads, c.head_dim, device, dtype)
+            rings.extend(KvRing.empty(*shape, kept.kv) for _ in self.layers)
         cross = None
         if c.cross_steps:
             cross = CrossState.empty(slots, c.layers, c.cross_steps, c.heads, c.head_dim, device, dtype)
-        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), rings, cross)
+        return TransformerState(torch.zeros(slots + 1, device=device, dtype=torch.int64), tuple(rings), cross, pages)
 
     def remember(self, source: Tensor, state: TransformerState, slot: int) -> None:
         """Make ``source [L, dim]`` what the slot attends to, in place of what it had. Host side, between ticks."""
@@ -296,6 +308,8 @@ class Transformer(nn.Module):
         steps = x.shape[1]
         offset = rows.read(state.offset)  # [R]
         window = self._window(offset, steps, rows, one_by_one)
+        if state.pages is not None:
+            window = state.pages.locate(window, rows)
         look = None if state.cross is None else state.cross.look(rows)
         written = None if fused.direct(x) or window.beside else offset + steps
         now = Moment(rows, window, self._rotation(offset, steps), look, written)
@@ -310,7 +324,7 @@ class Transformer(nn.Module):
     def _window(self, offset: Tensor, steps: int, rows: Rows, one_by_one: bool) -> Window:
         capacity = self.config.context
         if one_by_one or fused.direct(offset):
-            return (Window.one_by_one if one_by_one else Window.at)(offset, steps, capacity, rows)
+            return Window.valid(offset, steps, capacity, rows, one_by_one=one_by_one)
         assert steps <= capacity, "a call writes no more steps than the ring holds"
         return Window(rows.write[:, None], *fused.window(offset, steps, capacity))
 

@@ -44,6 +44,7 @@ def make_runner(settings: EngineSettings) -> Made:
     """
     if settings.checkpoint is None:
         return Made(PassThroughRunner(settings.state_rows))
+    from serve_app.checkpoint.plan import storage_of
     from serve_app.checkpoint.served import load_served
     from serve_app.engine.captured import capture_on
     from serve_app.engine.model_runner import ModelRunner
@@ -58,6 +59,8 @@ def make_runner(settings: EngineSettings) -> Made:
         prompts=_prompts(settings.prompts, served, voices),
         prefix_bytes=settings.prompts.cache_bytes,
         capture=capture_on(settings.device, graphs=settings.graphs == "auto"),
+        storage=storage_of(settings),
+        page_reserve=settings.page_reserve,
     )
     logger.info("a tick of all %d rows takes %.1f ms", settings.state_rows, runner.warm_up())
     return Made(runner, served.text_model, served.silent_tokens, served.codebook_bits)

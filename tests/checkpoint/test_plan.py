@@ -7,9 +7,12 @@ import torch
 
 from serve_app.checkpoint import published
 from serve_app.checkpoint.duplex import load_duplex
+from serve_app.checkpoint.occupancy import holding
 from serve_app.checkpoint.plan import GIB, Plan, main, plan
 from serve_app.checkpoint.source import CheckpointSource, read_layout
 from serve_app.errors import ConfigError
+from serve_app.model.pages import Storage
+from serve_app.model.quantised_kv import KvName
 from serve_app.model.state import leaves
 from tests.checkpoint.folders import draft
 
@@ -104,3 +107,36 @@ def test_a_deployment_that_cannot_be_planned_is_one_line_and_status_2(
     path.write_text(deployment)
     assert main([str(path)]) == 2
     assert "deployment.yaml" in capsys.readouterr().err
+
+
+def test_a_plan_with_pages_counts_what_the_state_takes(tmp_path: Path) -> None:
+    folder = draft().resolved(tmp_path)
+    kinds: tuple[KvName | None, ...] = (None, "int8", "fp8")
+    for kv in kinds:
+        storage = Storage(pages=7, page_steps=5, kv=kv)
+        told = plan(folder.layout, torch.bfloat16, storage=storage)
+        state = load_duplex(folder, CPU, torch.bfloat16).init_state(3, CPU, torch.bfloat16, storage)
+        pages = state.lm.transformer.pages
+        assert pages is not None
+        shared = [pages.whole] if pages.scale is None else [pages.whole, pages.scale]
+        taken = sum(t.numel() * t.element_size() for t in [*leaves(state), *shared])
+        assert told.needs(3, 7) == told.weights + taken
+        assert told.fits(10 * told.needs(3, 7), 7) > 3
+
+
+def test_the_command_says_how_many_conversations_share_pages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = {}
+    for kv in ([], ["--kv", "fp8"]):
+        assert main([str(tmp_path), "--dtype", "bfloat16", "--memory-gib", "80", *kv]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sharing pages")]
+        sessions[bool(kv)] = int(line.split()[2])
+    assert 37 < sessions[False] < sessions[True] < 2.2 * sessions[False]
+
+
+def test_a_conversation_of_three_minutes_on_average_holds_1528_steps() -> None:
+    held = holding(3000)
+    assert held.mean_steps == pytest.approx(1528, abs=1)
+    assert holding(10).mean_steps == pytest.approx(10, rel=0.01)
+    assert holding(10).deviation_steps < 0.5

@@ -15,6 +15,7 @@ from serve_app.engine.observer import SessionReport, TickReport
 from serve_app.engine.runner import Primed, RunnerInfo
 from serve_app.engine.slots import Lease
 from serve_app.errors import ParameterRefused
+from serve_app.model.page_pool import PagePool
 from serve_app.spec import Offer, Prompt, SessionSpec
 from serve_app.units import FRAME_SAMPLES, Slot
 
@@ -36,8 +37,9 @@ class SummingRunner:
     its own sum, which is always 0, to what the session says.
     """
 
-    def __init__(self, slots: int, delay_steps: int = 0) -> None:
+    def __init__(self, slots: int, delay_steps: int = 0, pool: PagePool | None = None) -> None:
         self._slots = slots
+        self.pool = pool
         self._delay_steps = delay_steps
         self.sums = np.zeros(slots, np.float32)
         self.batches: list[list[int]] = []
@@ -60,10 +62,11 @@ class SummingRunner:
     def offer(self) -> Offer:
         return Offer(guided=True, prompt_steps=50, voices=("anna",), extra_heads=2)
 
-    def check(self, spec: SessionSpec) -> None:
+    def check(self, spec: SessionSpec) -> int:
         self.offer.check(spec)
         if spec.prompt is not None and len(spec.prompt.text) > self.offer.prompt_steps:
             raise ParameterRefused("text_prompt", spec.prompt.text, "longer than the context")
+        return len(spec.prompt.text) if spec.prompt is not None else 0
 
     def open(self, slot: Slot, spec: SessionSpec, twin: Slot | None = None) -> int:
         self.calls.append(f"open {slot}" if twin is None else f"open {slot} and {twin}")
@@ -178,10 +181,16 @@ class Bench:
     """An engine with everything around it faked; the test is its engine thread."""
 
     def __init__(
-        self, slots: int = 4, *, rows: int | None = None, limits: Limits | None = None, delay_steps: int = 0
+        self,
+        slots: int = 4,
+        *,
+        rows: int | None = None,
+        limits: Limits | None = None,
+        delay_steps: int = 0,
+        pool: PagePool | None = None,
     ) -> None:
         self.clock = FakeClock()
-        self.runner = SummingRunner(rows if rows is not None else slots, delay_steps)
+        self.runner = SummingRunner(rows if rows is not None else slots, delay_steps, pool)
         self.observer = ListObserver()
         self.engine = Engine(self.runner, limits=limits, slots=slots, clock=self.clock, observer=self.observer)
         self.listener = Listener()

@@ -1,8 +1,8 @@
 """Fused operations against what they stand for, and a model that was laid out against one that was not."""
 
-import copy
-from typing import Any
+from typing import copy
 
+import Any
 import pytest
 import torch
 from torch import Tensor
@@ -195,38 +195,6 @@ def test_a_given_token_stands_in_for_a_drawn_one() -> None:
     for temperature in (torch.zeros(2), torch.full((2,), 1e-3)):
         drawn = fused.sample(logits, temperature, nothing, nothing, given, whole=False)
         assert drawn.tolist() == [0, 3]
-
-
-@torch.no_grad()
-def test_a_packed_product_is_the_product() -> None:
-    linear = Linear(24, 40)
-    x = _random(3, 2, 24)
-    want = linear(x)
-    linear.pack()
-    torch.testing.assert_close(linear(x), want)
-
-
-@torch.no_grad()
-def test_a_weight_that_changes_after_packing_counts() -> None:
-    linear = Linear(8, 8, bias=False)
-    linear.pack()
-    linear.weight.copy_(torch.eye(8))
-    x = _random(2, 8)
-    torch.testing.assert_close(linear(x), x)
-
-
-@torch.no_grad()
-def test_a_packed_linear_can_be_copied() -> None:
-    linear = Linear(8, 8)
-    linear.pack()
-    assert torch.equal(copy.deepcopy(linear).weight, linear.weight)
-
-
-def test_a_packed_linear_still_has_gradients() -> None:
-    linear = Linear(8, 8)
-    linear.pack()
-    linear(_random(2, 8)).sum().backward()
-    assert linear.weight.grad is not None
 
 
 @torch.no_grad()

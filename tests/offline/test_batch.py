@@ -27,9 +27,10 @@ class Recorder(PassThroughRunner):
         self.opened.append((slot, twin))
         return 0
 
-    def check(self, spec: SessionSpec) -> None:
+    def check(self, spec: SessionSpec) -> int:
         if spec.prompt is not None:
             raise ParameterRefused("text_prompt", "", "no prompts here")
+        return 0
 
     def wipe(self, slot: Slot) -> None:
         self.wiped.append(slot)
