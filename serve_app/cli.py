@@ -1,4 +1,4 @@
-"""The command line: ``serve_app up``, ``talk``, ``run``, ``plan``. Each command imports what it needs when it runs."""
+"""The command line: ``serve_app up``, ``talk``, ``run``, ``plan``, ``bench``. Each imports what it needs when it runs."""
 
 import argparse
 import importlib
@@ -13,6 +13,7 @@ ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "talk": ("serve_app.client.talk", "speak a WAV file to a server and record the answer"),
     "run": ("serve_app.offline.command", "recordings through a model, many at once, without a server"),
     "plan": ("serve_app.checkpoint.plan", "say how much memory a configuration needs, without loading it"),
+    "bench": ("serve_app.bench.command", "time a model's tick against the device's limit and the reference"),
 }
 """Commands that read their own arguments: module with a ``main`` of them, and what they do."""
 

@@ -18,7 +18,7 @@ from serve_app.engine.prompts import PromptBook
 from serve_app.engine.runner import Primed, RunnerInfo
 from serve_app.engine.stage_clock import StageClock
 from serve_app.errors import ParameterRefused
-from serve_app.model.duplex import Duplex, TickOutput
+from serve_app.model.duplex import Duplex, DuplexState, TickOutput
 from serve_app.model.lm import Given
 from serve_app.model.sampling import Whole, needs_whole
 from serve_app.model.snapshot import Snapshot, put, take
@@ -108,6 +108,11 @@ class ModelRunner:
     def offer(self) -> Offer:
         """What sessions of this model may ask for."""
         return self._offer
+
+    @property
+    def state(self) -> DuplexState:
+        """Streaming state of every slot: written by `run`, and between ticks by a benchmark. Engine thread."""
+        return self._state
 
     def check(self, spec: SessionSpec) -> None:
         """Refuse what this model cannot do. Any thread.

@@ -1,0 +1,68 @@
+"""How many conversations a device holds: by memory, by time, and which of them binds."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from serve_app.units import FRAME_MS
+
+SPARE_SHARE: Final = 0.1
+"""Of the memory, as `serve_app plan` keeps it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Capacity:
+    """Sessions of one kind of length on this device.
+
+    Attributes:
+        by_memory: whose state fits beside the weights, every slot being as long as the context.
+        by_time: whose tick has its p99 within 80 ms; None where fewer than two batches were measured.
+        measured: whether ``by_time`` lies within what was measured; else the line was drawn further.
+    """
+
+    lengths: str
+    by_memory: int
+    by_time: int | None
+    measured: bool
+
+    @property
+    def sessions(self) -> int:
+        """What the device holds."""
+        return self.by_memory if self.by_time is None else min(self.by_memory, self.by_time)
+
+    @property
+    def binds(self) -> str:
+        """Which of both is the less."""
+        return "time" if self.by_time is not None and self.by_time < self.by_memory else "memory"
+
+
+def fitting(memory_bytes: int, weights_bytes: int, slot_bytes: int) -> int:
+    """Slots beside the weights and the scratch row, a tenth of the memory kept free."""
+    return max(int(memory_bytes * (1 - SPARE_SHARE) - weights_bytes) // slot_bytes - 1, 0)
+
+
+def needed(weights_bytes: int, slot_bytes: int, slots: int) -> int:
+    """Memory for so many slots, the spare tenth included."""
+    return int((weights_bytes + (slots + 1) * slot_bytes) / (1 - SPARE_SHARE))
+
+
+def in_time(points: Sequence[tuple[int, float]]) -> tuple[int | None, bool]:
+    """The most rows whose tick ends within 80 ms, from ``(rows, p99 ms)``, and whether that was between two points.
+
+    Between two batches the time is a line; past the largest, the least-squares line through all goes on.
+    """
+    known = sorted(points)
+    if len(known) < 2:
+        return None, False
+    for (rows, before), (more, after) in itertools.pairwise(known):
+        if before <= FRAME_MS < after:
+            return int(rows + (more - rows) * (FRAME_MS - before) / (after - before)), True
+    if known[0][1] > FRAME_MS:
+        return 0, True
+    slope, start = np.polyfit([rows for rows, _ in known], [time_ms for _, time_ms in known], 1)
+    if slope <= 0:
+        return None, False
+    return max(int((FRAME_MS - start) / slope), known[-1][0]), False
