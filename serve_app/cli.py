@@ -1,4 +1,4 @@
-"""The command line: ``serve_app up``, ``talk``, ``run``, ``plan``, ``bench``. Each imports what it needs when it runs."""
+"""The command line: ``serve_app up``, ``talk``, ``run``... Each imports what it needs once it runs."""
 
 import argparse
 import importlib

@@ -81,7 +81,8 @@ def of_lm(duplex: Duplex, reference: Reference, steps: Sequence[int], ticks: int
             thought = lm.think(user, state.lm, every, given.text, whole=False)
             spoken = lm.speak(thought, state.lm, every, given.audio, whole=False)
             lm.advance(thought.text, spoken.codes, state.lm, every)
-            text_logits.clear(), audio_logits.clear()
+            text_logits.clear()
+            audio_logits.clear()
             reference.step(user[..., None])
             theirs = [text_logits[0][:, 0, 0], *(logits[:, 0, 0] for logits in audio_logits)]
             ours = [thought.text_logits, *spoken.logits.unbind(1)]

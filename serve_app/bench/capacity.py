@@ -29,14 +29,16 @@ class Capacity:
     measured: bool
 
     @property
-    def sessions(self) -> int:
-        """What the device holds."""
-        return self.by_memory if self.by_time is None else min(self.by_memory, self.by_time)
+    def sessions(self) -> int | None:
+        """What the device holds; None where one of both is unknown."""
+        return None if self.by_time is None else min(self.by_memory, self.by_time)
 
     @property
-    def binds(self) -> str:
+    def binds(self) -> str | None:
         """Which of both is the less."""
-        return "time" if self.by_time is not None and self.by_time < self.by_memory else "memory"
+        if self.by_time is None:
+            return None
+        return "time" if self.by_time < self.by_memory else "memory"
 
 
 def fitting(memory_bytes: int, weights_bytes: int, slot_bytes: int) -> int:

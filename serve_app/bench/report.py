@@ -48,12 +48,12 @@ def agreement_line(name: str, found: Mapping[str, Any]) -> str:
 def closing(result: Mapping[str, Any]) -> Iterator[str]:
     """What follows the table."""
     for found in result["capacity"]:
-        timed = "by time unknown: measure two batches" if found["by_time"] is None else f"{found['by_time']} by time"
-        further = "" if found["measured"] or found["by_time"] is None else " (drawn further than measured)"
-        yield (
-            f"sessions at L = {found['lengths']}: {found['by_memory']} by memory, {timed}{further}: "
-            f"{found['sessions']}, {found['binds']} binds"
-        )
+        start = f"sessions at L = {found['lengths']}: {found['by_memory']} by memory"
+        if found["by_time"] is None:
+            yield f"{start}; by time unknown, measure two batches or more"
+            continue
+        further = "" if found["measured"] else " (drawn further than measured)"
+        yield f"{start}, {found['by_time']} by time{further}: {found['sessions']}, {found['binds']} binds"
     kernels = result["kernels"]
     if kernels is None:
         yield "kernels a tick: not counted in this build"

@@ -131,7 +131,8 @@ def sparse(few: Ours, many: Ours, live: int, steps: int, repeat: int) -> float:
     few.place([steps] * live)
     many.place([steps] * live, [(2 * row + 1) * slots // (2 * live) for row in range(live)])
     for _ in range(WARM_TICKS):
-        few.tick(), many.tick()
+        few.tick()
+        many.tick()
     alone, among = [], []
     for _ in range(repeat):
         alone.append(timed(few)[0])
