@@ -18,6 +18,7 @@ from serve_app.bench.ours import Ours
 from serve_app.bench.reference import Reference, available
 from serve_app.bench.roofline import work_of
 from serve_app.bench.shapes import CODEC_STAGES, LM_STAGES, Shapes
+from serve_app.bench.stage_graphs import StageGraphs
 from serve_app.bench.timing import Taken, alternate, sparse, sustain
 from serve_app.model.duplex import Duplex
 from serve_app.model.state import state_bytes_per_slot
@@ -125,7 +126,7 @@ class Run:
             self._sustain(ours, max(fitting))
         self.ours = ours
         if self.asked.sparse:
-            self.result["sparse"] = self._sparse()
+            self.result["sparse"] = self._sparse(0 if ours is None else ours.runner.slots)
         self.result["kernels"] = kernels_of(self._on_meta())
         for line in report.closing(self.result):
             self._say(line)
@@ -164,6 +165,10 @@ class Run:
         else:
             with self._reference.rows(steps, self.duplex, ours.runner.state) as reference:
                 taken = alternate(ours, stages, self.asked.repeat, reference.tick)
+        if not set(taken.stages_ms) >= set(shapes.stages):  # a captured tick is one piece
+            ours.place(steps)
+            graphs = StageGraphs(self.duplex, ours.runner.state, rows)
+            taken = dataclasses.replace(taken, stages_ms=graphs.medians_ms(self.asked.repeat))
         floors = {name: self._work[name].floor_ms(steps, self.machine) for name in shapes.stages}
         return {**self._named(rows, lengths), "fits": True, **_told(taken, floors)}
 
@@ -189,9 +194,12 @@ class Run:
             found = sustain(ours, self.asked.ticks)
             self.result["sustained"].append({"rows": rows, "lengths": lengths.label, **dataclasses.asdict(found)})
 
-    def _sparse(self) -> float | str:
-        if self._fitting < MANY + LIVE:
-            return f"does not fit: needs {report.size(capacity.needed(self._weights_bytes, self._slot_bytes, MANY))}"
+    def _sparse(self, beside: int) -> float | str:
+        """Beside so many slots that are there already."""
+        slots = MANY + LIVE + beside
+        if self._fitting < slots:
+            needs = capacity.needed(self._weights_bytes, self._slot_bytes, slots)
+            return f"does not fit: needs {report.size(needs)}; give less --rows or a shorter --context"
         few, many = (Ours(self.duplex, slots, self.asked.seed) for slots in (LIVE, MANY))
         return sparse(few, many, LIVE, max(int(SPARSE_SHARE * self._context), 1), self.asked.repeat)
 

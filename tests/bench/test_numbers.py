@@ -15,6 +15,7 @@ from serve_app.bench.models import build, on_meta
 from serve_app.bench.ours import Ours
 from serve_app.bench.roofline import work_of
 from serve_app.bench.shapes import PRESETS
+from serve_app.bench.stage_graphs import StageGraphs
 from serve_app.bench.timing import underruns
 from serve_app.model.state import leaves
 
@@ -146,3 +147,14 @@ def test_equal_seeds_make_equal_weights() -> None:
     first, again = (build(PRESETS["tiny"], CPU, torch.float32, seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert dataclasses.replace(PRESETS["tiny"], name="other").stages == PRESETS["tiny"].stages
+
+
+def test_stages_one_by_one_advance_the_rows_as_a_tick_does() -> None:
+    duplex = build(PRESETS["tiny"], CPU, torch.float32)
+    state = duplex.init_state(2, CPU, torch.float32)
+    place(duplex, state, [0, 1], [5, 9])
+    stages = StageGraphs(duplex, state, 2)
+    taken = stages.medians_ms(3)
+    assert list(taken) == ["encode", "lm", "depformer", "decode"]
+    assert min(taken.values()) > 0
+    assert state.lm.cache.offset.tolist() == [9, 13, 0]
