@@ -35,7 +35,7 @@ LM_140M: Final[Mapping[str, Any]] = {
 """The 7B's kind at a size that two CPU cores carry: 139.7 M parameters, 32.9 M of them tables of embeddings."""
 
 LM_112M: Final[Mapping[str, Any]] = {**LM_140M, "num_layers": 7}
-"""The same with three layers fewer: 118.0 M parameters, embeddings included."""
+"""The same with three layers fewer: 118.1 M parameters, embeddings included."""
 
 _SILENT_LM: Final[Mapping[str, Any]] = {
     **{key: value for key, value in LM_140M.items() if not key.startswith("depformer_dim")},

@@ -1,14 +1,12 @@
 """What the table is worked out from: lengths, floors, how many a device holds, underruns, what fills a batch."""
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.bench import capacity
-from serve_app.bench.fill import place, rewind
+from serve_app.bench.fill import place
 from serve_app.bench.lengths import Lengths, mean, parse_lengths
 from serve_app.bench.machine import Machine
 from serve_app.bench.models import build, on_meta
@@ -85,7 +83,7 @@ def test_what_fits_fits_and_one_more_does_not(memory: int, weights: int, slot: i
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
-        ([(1, 10.0), (8, 24.0)], (36, False)),
+        ([(1, 10.0), (8, 24.7)], (34, False)),
         ([(1, 10.0), (8, 60.0), (16, 100.0)], (12, True)),
         ([(4, 90.0), (8, 120.0)], (0, True)),
         ([(4, 10.0)], (None, False)),
@@ -140,13 +138,11 @@ def test_a_run_may_go_back_to_its_lengths() -> None:
     state = ours.runner.state
     assert state.lm.cache.offset.tolist()[:2] == state.lm.transformer.offset.tolist()[:2] == [5, 30]
     assert state.mimi.encoder.transformer.offset.tolist()[:2] == [10, 60]
-    assert rewind is not place
 
 
 def test_equal_seeds_make_equal_weights() -> None:
     first, again = (build(PRESETS["tiny"], CPU, torch.float32, seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
-    assert dataclasses.replace(PRESETS["tiny"], name="other").stages == PRESETS["tiny"].stages
 
 
 def test_stages_one_by_one_advance_the_rows_as_a_tick_does() -> None:
