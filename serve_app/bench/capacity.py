@@ -62,12 +62,14 @@ def in_time(points: Sequence[tuple[int, float]]) -> tuple[int | None, bool]:
     known = sorted(points)
     if len(known) < 2:
         return None, False
-    for (rows, before), (more, after) in itertools.pairwise(known):
-        if before <= FRAME_MS < after:
-            return int(rows + (more - rows) * (FRAME_MS - before) / (after - before)), True
-    if known[0][1] > FRAME_MS:
+    within = [rows for rows, time_ms in known if time_ms <= FRAME_MS]
+    if not within:
         return 0, True
+    most = max(within)
+    for (rows, before), (more, after) in itertools.pairwise(known):
+        if rows == most:
+            return int(rows + (more - rows) * (FRAME_MS - before) / (after - before)), True
     slope, start = np.polyfit([rows for rows, _ in known], [time_ms for _, time_ms in known], 1)
     if slope < LEVEL_MS:
         return None, False
-    return max(int((FRAME_MS - start) / slope), known[-1][0]), False
+    return max(int((FRAME_MS - start) / slope), most), False

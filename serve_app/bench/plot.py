@@ -49,9 +49,9 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
             times = [cell["reference"]["p50_ms"] for cell in known]
             panel.plot([cell["rows"] for cell in known], times, "s-", color=THEIRS, label="reference, median")
         panel.axhline(FRAME_MS, color="black", linewidth=0.8, linestyle="--")
-        panel.set(title=f"L = {label}", xlabel="conversations", ylim=(0, None))
-    panels[0][0].set_ylabel("ms a tick")
-    panels[0][0].legend(frameon=False, fontsize=8)
+        panel.set(title=f"L = {label}", xlabel="conversations")
+    panels[0][0].set(ylabel="ms a tick", ylim=(0, 1.15 * max(FRAME_MS, *_medians(result))))  # panels share it
+    panels[0][-1].legend(fontsize=8, framealpha=0.9)
     figure.suptitle(f"{result['model']['name']} {result['dtype']}, {result['machine']['device']}", fontsize=10)
     figure.tight_layout()
     try:
@@ -60,3 +60,9 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
         raise ConfigError("--plot", f"{path}: {error.strerror}") from error
     finally:
         pyplot.close(figure)
+
+
+def _medians(result: Mapping[str, Any]) -> list[float]:
+    """A percentile may leave the picture, since one hiccup of the machine is enough; a median may not."""
+    spreads = (spread for cell in result["cells"] for spread in (cell.get("counted"), cell.get("reference")))
+    return [spread["p50_ms"] for spread in spreads if spread is not None] or [FRAME_MS]

@@ -86,6 +86,7 @@ def test_what_fits_fits_and_one_more_does_not(memory: int, weights: int, slot: i
         ([(1, 10.0), (8, 24.7)], (34, False)),
         ([(1, 10.0), (8, 60.0), (16, 100.0)], (12, True)),
         ([(4, 90.0), (8, 120.0)], (0, True)),
+        ([(1, 90.0), (8, 60.0), (16, 100.0)], (12, True)),
         ([(4, 10.0)], (None, False)),
         ([(1, 10.0), (8, 10.0)], (None, False)),
     ],
