@@ -22,12 +22,14 @@ class Capacity:
 
     Attributes:
         by_memory: whose state fits beside the weights, every slot being as long as the context.
+        by_length: the same were a slot only as long as what its conversation holds, as pages make it.
         by_time: whose tick has its p99 within 80 ms; None where fewer than two batches were measured.
         measured: whether ``by_time`` lies within what was measured; else the line was drawn further.
     """
 
     lengths: str
     by_memory: int
+    by_length: int
     by_time: int | None
     measured: bool
 

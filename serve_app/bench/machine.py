@@ -48,7 +48,7 @@ class Machine:
 
 def measure(device: torch.device, dtypes: set[torch.dtype], memory_bytes: int) -> Machine:
     """Find out; takes some seconds."""
-    return Machine(
+    found = Machine(
         device=name_of(device),
         kind=device.type,
         driver=_driver() if device.type == "cuda" else "",
@@ -59,6 +59,9 @@ def measure(device: torch.device, dtypes: set[torch.dtype], memory_bytes: int) -
         copy_bytes_s=_copy_bytes_s(device),
         product_flop_s={str(dtype).removeprefix("torch."): _product_flop_s(device, dtype) for dtype in dtypes},
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was copied from and to
+    return found
 
 
 def name_of(device: torch.device) -> str:

@@ -48,7 +48,7 @@ def agreement_line(name: str, found: Mapping[str, Any]) -> str:
 def closing(result: Mapping[str, Any]) -> Iterator[str]:
     """What follows the table."""
     for found in result["capacity"]:
-        start = f"sessions at L = {found['lengths']}: {found['by_memory']} by memory"
+        start = f"sessions at L = {found['lengths']}: {found['by_memory']} by memory ({found['by_length']} in pages)"
         if found["by_time"] is None:
             yield f"{start}; by time unknown, measure two batches or more"
             continue

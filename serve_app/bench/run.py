@@ -20,6 +20,7 @@ from serve_app.bench.roofline import work_of
 from serve_app.bench.shapes import CODEC_STAGES, LM_STAGES, Shapes
 from serve_app.bench.stage_graphs import StageGraphs
 from serve_app.bench.timing import Taken, alternate, sparse, sustain
+from serve_app.errors import ConfigError
 from serve_app.model.duplex import Duplex
 from serve_app.model.state import state_bytes_per_slot
 
@@ -66,15 +67,22 @@ class Run:
 
     Args:
         say: takes lines for people as they come.
+
+    Raises:
+        ConfigError: the weights alone do not fit.
+        CheckpointError: a folder that cannot be loaded.
     """
 
     def __init__(self, asked: Asked, machine: Machine, say: Say) -> None:
         self.asked, self.machine, self._say = asked, machine, say
-        self.duplex = build(asked.shapes, asked.device, asked.dtype, asked.context, asked.seed)
-        shape = on_meta(asked.shapes, asked.context)
+        shape = self._on_meta()
         self._work = work_of(shape, asked.dtype)
         self._context = shape.lm.config.context
-        self._weights_bytes = bytes_of(self.duplex)
+        self._weights_bytes = bytes_of(shape)
+        if self._weights_bytes > machine.memory_bytes:
+            sizes = f"{report.size(self._weights_bytes)}, there are {report.size(machine.memory_bytes)}"
+            raise ConfigError("--model", f"the weights of {asked.shapes.name} alone take {sizes}")
+        self.duplex = build(asked.shapes, asked.device, asked.dtype, asked.context, asked.seed)
         self._slot_bytes = state_bytes_per_slot(shape.init_state(1, torch.device("meta"), asked.dtype))
         self._fitting = capacity.fitting(machine.memory_bytes, self._weights_bytes, self._slot_bytes)
         version = available() if asked.reference else None
@@ -184,9 +192,16 @@ class Run:
         for lengths in self.asked.lengths:
             cells = [c for c in self.result["cells"] if c["lengths"] == lengths.label and c["fits"]]
             by_time, measured = capacity.in_time([(cell["rows"], cell["counted"]["p99_ms"]) for cell in cells])
-            found = capacity.Capacity(lengths.label, self._fitting, by_time, measured)
+            found = capacity.Capacity(lengths.label, self._fitting, self._held(lengths), by_time, measured)
             told = {**dataclasses.asdict(found), "sessions": found.sessions, "binds": found.binds}
             self.result["capacity"].append(told)
+
+    def _held(self, lengths: Lengths) -> int:
+        """Slots that fit where keys and values take what conversations of this length hold."""
+        lm = self._work["lm"]
+        spared = self._context - min(mean(lengths.of(max(self.asked.rows), self._context)), self._context)
+        slot_bytes = max(self._slot_bytes - int(spared * lm.step_bytes), 1)
+        return capacity.fitting(self.machine.memory_bytes, self._weights_bytes, slot_bytes)
 
     def _sustain(self, ours: Ours, rows: int) -> None:
         for lengths in self.asked.lengths:

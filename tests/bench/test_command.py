@@ -57,7 +57,7 @@ def test_long_runs_few_rows_among_many_and_capacity_are_in_the_result(result: di
     ]
     assert result["sparse"] > 0
     assert [found["lengths"] for found in result["capacity"]] == ["0.5", "half"]
-    assert all(found["by_memory"] > 1_000 for found in result["capacity"])
+    assert all(1_000 < found["by_memory"] < found["by_length"] for found in result["capacity"])
 
 
 def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,12 +68,17 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_batch_that_does_not_fit_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SHORT, "--memory-gib", "0.00001"]) == 0
+    assert main([*SHORT, "--memory-gib", "0.00046"]) == 0
     out = capsys.readouterr().out
     assert "does not fit: needs" in out
     cells = json.loads(out.splitlines()[-1])["cells"]
     assert [cell["fits"] for cell in cells] == [False, False]
     assert cells[0]["needs_bytes"] < cells[1]["needs_bytes"]
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "7b", "--device", "cpu", "--memory-gib", "8"]) == 2
+    assert "29.06 GiB" in capsys.readouterr().err
 
 
 def test_a_trace_is_written_with_a_table_of_where_the_time_goes(

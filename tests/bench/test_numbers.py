@@ -98,9 +98,9 @@ def test_sessions_by_time_are_read_off_the_measured_line(
 
 
 def test_the_scarcer_of_memory_and_time_binds() -> None:
-    assert capacity.Capacity("1.0", by_memory=41, by_time=60, measured=True).binds == "memory"
-    assert capacity.Capacity("1.0", by_memory=121, by_time=60, measured=True).binds == "time"
-    assert capacity.Capacity("1.0", by_memory=41, by_time=None, measured=False).sessions is None
+    assert capacity.Capacity("1.0", by_memory=41, by_length=58, by_time=60, measured=True).binds == "memory"
+    assert capacity.Capacity("1.0", by_memory=121, by_length=130, by_time=60, measured=True).binds == "time"
+    assert capacity.Capacity("1.0", by_memory=41, by_length=58, by_time=None, measured=False).sessions is None
 
 
 def test_a_late_tick_makes_the_next_ones_late_until_they_have_caught_up() -> None:
