@@ -57,7 +57,7 @@ class Reference:
         loaders: Any = importlib.import_module("moshi.models.loaders")
         self._models: Any = importlib.import_module("moshi.models.lm")
         self._compile: Any = importlib.import_module("moshi.utils.compile")
-        self._compile._compile_disabled = not compiled
+        vars(self._compile)["_compile_disabled"] = not compiled
         weight = duplex.lm.text_linear.weight
         self.device, self.compiled = weight.device, compiled
         self.shapes, self._seed = shapes, seed

@@ -67,7 +67,7 @@ class StageGraphs:
         if self._device.type != "cuda":
             stage()
             return stage
-        side: Any = torch.cuda.Stream(self._device)
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(WARM_RUNS):
