@@ -3,12 +3,16 @@
 The one file that knows where a state keeps what a conversation has lived through.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from serve_app.model.duplex import Duplex, DuplexState
 from serve_app.model.transformer import TransformerState
+
+INT8_MOST: Final = 127
 
 
 @torch.inference_mode()
@@ -47,9 +51,29 @@ def rewind(duplex: Duplex, state: DuplexState, slots: Sequence[int], steps: Sequ
             offset.index_copy_(0, index, made * rate)
 
 
+def held(state: TransformerState, layer: int, slot: int, steps: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Views of what a layer keeps of a slot's first steps, no more than its window: where each block begins, and its
+    keys and values, ``[T, H, D]`` each, with their scales behind them where they are kept in 8 bits.
+
+    A ring is one block; pages are many.
+    """
+    store: Any = state.rings[layer]
+    pages: Any = getattr(state, "pages", None)
+    found = store.first(slot, steps) if pages is None else store.first(slot, steps, pages.table)
+    begin = 0
+    for block in (found,) if isinstance(found[0], Tensor) else found:
+        yield begin, tuple(block)
+        begin += block[0].shape[0]
+
+
 def _live(state: TransformerState, slot: int, steps: int, capacity: int, generator: torch.Generator) -> None:
     state.offset[slot] = steps
-    for ring in state.rings:
-        for store in ring.first(slot, min(steps, capacity)):
-            noise = torch.randn(store.shape, generator=generator, device=store.device)
-            store.copy_(noise)
+    for layer in range(len(state.rings)):
+        for _, block in held(state, layer, slot, min(steps, capacity)):
+            for content in block[:2]:
+                if content.dtype == torch.int8:
+                    content.random_(-INT8_MOST, INT8_MOST + 1, generator=generator)
+                else:
+                    content.copy_(torch.randn(content.shape, generator=generator, device=content.device))
+            for scale in block[2:]:
+                scale.fill_(1 / INT8_MOST if block[0].dtype == torch.int8 else 1)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from serve_app.bench.fill import held
 from serve_app.bench.ours import FRAMES, noise
 from serve_app.bench.shapes import CODEC_STAGES, LM_STAGES, Shapes
 from serve_app.model.duplex import Duplex, DuplexState
@@ -150,11 +151,14 @@ def _adopt(theirs: Any, ours: torch.nn.Module) -> None:
 def _copy_rings(theirs: Any, ours: TransformerState, steps: Sequence[int], capacity: int) -> None:
     with torch.inference_mode():
         theirs._streaming_state.offsets[:] = torch.tensor(steps)
-        for layer, ring in zip(theirs.layers, ours.rings, strict=True):
+        for index, layer in enumerate(theirs.layers):
             attention = layer.self_attn._streaming_state
             attention.offset[:] = torch.tensor(steps)
             attention.kv_cache.end_offset[:] = torch.tensor(steps)
             for row, made in enumerate(steps):
-                held = min(made, capacity)
-                for half, store in enumerate(ring.first(row, held)):  # [T, H, D]
-                    attention.kv_cache.cache[half, row, :, :held] = store.transpose(0, 1)
+                for begin, block in held(ours, index, row, min(made, capacity)):
+                    for half, content in enumerate(block[:2]):  # [T, H, D]
+                        if len(block) > 2:
+                            content = content.float() * block[half + 2].float().reshape(*content.shape[:2], -1)
+                        end = begin + len(content)
+                        attention.kv_cache.cache[half, row, :, begin:end] = content.transpose(0, 1)

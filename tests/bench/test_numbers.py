@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.bench import capacity
-from serve_app.bench.fill import place
+from serve_app.bench.fill import held, place
 from serve_app.bench.lengths import Lengths, mean, parse_lengths
 from serve_app.bench.machine import Machine
 from serve_app.bench.models import build, on_meta
@@ -124,7 +124,8 @@ def test_placed_rows_hold_their_steps_and_other_slots_stay_empty() -> None:
     assert state.lm.transformer.offset.tolist() == [7, 0, 400, 0]
     for now, then in zip(leaves(state), before, strict=True):
         assert torch.equal(now[1], then)
-    keys, values = state.lm.transformer.rings[0].first(2, 40)
+    ((begin, (keys, values)),) = held(state.lm.transformer, 0, 2, 40)
+    assert begin == 0
     assert 0.8 < float(keys.std()) < 1.2
     assert not torch.equal(keys, values)
 
