@@ -154,3 +154,11 @@ def test_what_a_gateway_needs_imports_without_torch() -> None:
     rooms = ("wire", "audio", "admission", "config", "link", "observability", "client", "accounts")
     modules = [module for room in rooms for module in modules_of(room)]
     import_without({"torch"}, [*modules, "serve_app.checkpoint", "serve_app.checkpoint.text"])
+
+
+def test_the_benchmark_imports_with_torch_and_numpy_alone() -> None:
+    import_without(
+        {"pydantic", "ray", "fastapi", "starlette", "uvicorn", "websockets", "sphn", "av", "yaml", "safetensors"}
+        | {"sentencepiece", "huggingface_hub", "matplotlib", "moshi"},
+        ["serve_app.bench.command", "serve_app.cli"],
+    )

@@ -23,7 +23,7 @@ from serve_app.engine.runner import Primed, RunnerInfo
 from serve_app.engine.stage_clock import StageClock
 from serve_app.engine.staging import TickInputs, TickOutputs, TickShape
 from serve_app.errors import ParameterRefused
-from serve_app.model.duplex import Duplex, TickOutput
+from serve_app.model.duplex import Duplex, DuplexState, TickOutput
 from serve_app.model.lm import Given
 from serve_app.model.page_pool import PagePool
 from serve_app.model.pages import Storage
@@ -134,6 +134,11 @@ class ModelRunner:
     def pool(self) -> PagePool | None:
         """The pages that slots draw on; None where every slot has a ring."""
         return None if self._desk is None else self._desk.pool
+
+    @property
+    def state(self) -> DuplexState:
+        """Streaming state of every slot: written by `run`, and between ticks by a benchmark. Engine thread."""
+        return self._state
 
     def check(self, spec: SessionSpec) -> int:
         """Refuse what this model cannot do, else the steps of the prompt. Any thread.

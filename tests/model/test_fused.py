@@ -1,8 +1,8 @@
 """Fused operations against what they stand for, and a model that was laid out against one that was not."""
 
-from typing import copy
+import copy
+from typing import Any
 
-import Any
 import pytest
 import torch
 from torch import Tensor
