@@ -108,6 +108,8 @@ def _launches(func: Any, touched: Any) -> bool:
 def count(duplex: Duplex, rows: int = 4) -> TickKernels:
     """Count one tick of ``rows`` rows, nobody under guidance, every top-k within the sorted candidates.
 
+    Not the first: weights that are laid out once, on their first use, are so already.
+
     Args:
         duplex: of any device; only its shapes are used, and it is on the meta device afterwards.
     """
@@ -126,6 +128,7 @@ def count(duplex: Duplex, rows: int = 4) -> TickKernels:
         return made
 
     with torch.inference_mode():
+        duplex.tick(pcm, state, now, whole=False)
         given = stage("begin", lambda: Given.nothing(rows, duplex.lm.config.dep_q, META))
         heard = stage("encode", lambda: duplex.encode(pcm, state, now))
         thought = stage("think", lambda: duplex.think(heard, state, now, given.text, whole=False))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model import fused, fused_codec
 from serve_app.model.product import Filters
 from serve_app.model.state import Rows, commit
 
@@ -77,8 +78,7 @@ class CausalConv(nn.Module):
             elu: convolve ELU of ``x``: it is written to where the windows are read from.
             plus: added to the result, of its shape.
         """
-        held = _extended(x.transpose(1, 2), state, rows, elu)  # [R, P + T, C]
-        y = self._filters(held, self._inner.weight, self._inner.bias).transpose(1, 2)
+        y = _convolved(self._filters, x.transpose(1, 2), state, rows, elu, self._inner).transpose(1, 2)
         return y if plus is None else y.add_(plus)
 
     @property
@@ -119,9 +119,11 @@ class CausalConvTranspose(nn.Module):
 
     def step(self, x: Tensor, state: ConvState, rows: Rows, *, elu: bool = False) -> Tensor:
         """The next T steps of each row, ``[R, C, T]`` to ``[R, C', T * stride]``; ``elu`` as `CausalConv.step`."""
-        held = _extended(x.transpose(1, 2), state, rows, elu)  # [R, 1 + T, C]
-        inner = self._inner
-        y = self._scale(held) if self.groups > 1 else self._filters(held, inner.weight, inner.bias)  # [R, T, S * C']
+        x = x.transpose(1, 2)
+        if self.groups > 1:
+            y = self._scale(_joined(x, state, rows, elu))
+        else:
+            y = _convolved(self._filters, x, state, rows, elu, self._inner)  # [R, T, S * C']
         return y.reshape(y.shape[0], -1, self.out_channels).transpose(1, 2)
 
     def _scale(self, held: Tensor) -> Tensor:
@@ -137,25 +139,32 @@ class CausalConvTranspose(nn.Module):
         return inner
 
 
-def _extended(x: Tensor, state: ConvState | None, rows: Rows, elu: bool) -> Tensor:
+def _convolved(
+    filters: Filters, x: Tensor, state: ConvState | None, rows: Rows, elu: bool, inner: nn.Conv1d | nn.ConvTranspose1d
+) -> Tensor:
+    """``[R, T, C]``, behind what its rows remember, filtered."""
+    if state is None or fused.direct(x):
+        return filters(_joined(x, state, rows, elu), inner.weight, inner.bias)
+    return filters.over(_windows(x, state, rows, filters, elu), inner.weight, inner.bias)
+
+
+def _joined(x: Tensor, state: ConvState | None, rows: Rows, elu: bool) -> Tensor:
     """``[R, T, C]`` behind what its rows remember, ``[R, P + T, C]``, of which they remember the end."""
     if state is None:
         return F.elu(x) if elu else x
-    previous = rows.read(state.previous)  # [R, P, C]
-    padding = previous.shape[1]
-    held = x.new_empty(x.shape[0], padding + x.shape[1], x.shape[2])
-    new = held[:, padding:]
-    if elu:
-        torch.ops.aten.elu.out(x, out=new)
-    else:
-        new.copy_(x)
+    if not fused.direct(x):
+        return _windows(x, state, rows, Filters(1), elu)
+    first = None if state.first is None else rows.read(state.first)
+    held, last = fused_codec.join(x, rows.read(state.previous), first, elu)
     if state.first is not None:
-        first = rows.read(state.first)
-        previous = torch.where(first[:, None, None], new[:, :1], previous)
-        commit(state.first, rows, torch.zeros_like(first))
-    held[:, :padding] = previous
-    commit(state.previous, rows, held[:, -padding:])
+        commit(state.first, rows, torch.zeros_like(rows.write, dtype=torch.bool))
+    commit(state.previous, rows, last)
     return held
+
+
+def _windows(x: Tensor, state: ConvState, rows: Rows, seen: Filters, elu: bool) -> Tensor:
+    shape = (seen.kernel, seen.stride, seen.dilation)
+    return fused_codec.windows(x, state.previous, state.first, rows.slots, rows.write, *shape, elu)
 
 
 def _over_pairs(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

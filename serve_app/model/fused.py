@@ -487,6 +487,31 @@ def _(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def fill_rows(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) -> None:
+    """Fill the given rows (``int64[N]``) of every store with its value."""
+    if not stores:
+        return
+    (_fill_rows if direct(stores[0]) else _fill_rows_op)(stores, rows, values)
+
+
+def _fill_rows(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) -> None:
+    for store, value in zip(stores, values, strict=True):
+        store.index_fill_(0, rows, value)
+
+
+@custom_op("chorus::fill_rows", mutates_args=("stores",))
+def _fill_rows_op(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) -> None:
+    _fill_rows(stores, rows, values)
+
+
+@_fill_rows_op.register_fake
+def _(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) -> None:
+    return None
+
+
 # --- verdict ----------------------------------------------------------------------------------------------------------
 
 

@@ -98,12 +98,14 @@ class Filters:
         if self.kernel == self.stride == 1:
             return self._over_windows(x, weight, bias)
         rows, length, channels = x.shape
-        steps = (length - (self.kernel - 1) * self.dilation - 1) // self.stride + 1
+        steps = steps_of(length, self.kernel, self.stride, self.dilation)
         if steps > _FEW_STEPS and channels > 1 and _packs(x, rows * steps * weight.numel()):
             return self._convolve(x, weight, bias)
-        strides = (length * channels, self.stride * channels, self.dilation * channels, 1)
-        windows = x.contiguous().as_strided((rows, steps, self.kernel, channels), strides)
-        return self._over_windows(windows.reshape(rows, steps, -1), weight, bias)
+        return self.over(unfold(x, self.kernel, self.stride, self.dilation), weight, bias)
+
+    def over(self, windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same of what each step sees, ``[R, T, kernel * C]``."""
+        return self._over_windows(windows, weight, bias)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         _, bias = self._direct.of(weight, bias)
@@ -114,6 +116,19 @@ class Filters:
         )
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(image, blocks, bias, *shape, "none", [], "")
         return y[:, :, 0].transpose(1, 2)  # [R, T, C']
+
+
+def unfold(held: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+    """``[R, L, C]`` to what each step of a convolution sees of it, ``[R, T, kernel * C]``, maybe a view."""
+    rows, length, channels = held.shape
+    steps = steps_of(length, kernel, stride, dilation)
+    strides = (length * channels, stride * channels, dilation * channels, 1)
+    return held.contiguous().as_strided((rows, steps, kernel, channels), strides).reshape(rows, steps, -1)
+
+
+def steps_of(length: int, kernel: int, stride: int, dilation: int) -> int:
+    """Steps that a convolution without padding gives of ``length`` samples."""
+    return (length - (kernel - 1) * dilation - 1) // stride + 1
 
 
 def _flatten(arrange: Arrange | None, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve_app.model import fused, fused_codec
 from serve_app.model.product import Filters, Product
 
 _MIN_USAGE: Final = 1e-5  # usages of 0 occur in published codebooks
@@ -88,24 +89,34 @@ class ResidualQuantizer(nn.Module):
     def codebooks(self) -> list[Codebook]:
         return [level._codebook for level in self.vq["layers"]]  # type: ignore[attr-defined]
 
-    def encode(self, latent: Tensor, levels: int) -> list[Tensor]:
-        """Codes ``int64[B, T]`` of the first ``levels`` levels of ``[B, dim, T]``."""
+    def encode(self, latent: Tensor, levels: int) -> Tensor:
+        """Codes ``int64[B, K, T]`` of the first ``levels`` levels of ``[B, dim, T]``."""
         projected = _project(latent, self.input_proj, self._inward).transpose(1, 2)
         batch, steps, dim = projected.shape
-        residual = projected.reshape(-1, dim)  # [B * T, D]
-        found = []
-        for codebook in self.codebooks[:levels]:
-            codes = codebook.nearest(residual)
-            residual = residual - F.embedding(codes, codebook.embedding)
-            found.append(codes.view(batch, steps))
-        return found
+        codes = self._search(projected.reshape(-1, dim), self.codebooks[:levels])  # [B * T, K]
+        return codes.view(batch, steps, -1).transpose(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:
         """``int64[B, K, T]`` to ``[B, dim, T]``."""
-        quantized = self.codebooks[0].look_up(codes[:, 0])  # [B, T, D]
-        for level, codebook in enumerate(self.codebooks[1 : codes.shape[1]], start=1):
-            quantized = quantized + codebook.look_up(codes[:, level])
+        if fused.direct(codes):
+            quantized = self.codebooks[0].look_up(codes[:, 0])  # [B, T, D]
+            for level, codebook in enumerate(self.codebooks[1 : codes.shape[1]], start=1):
+                quantized = quantized + codebook.look_up(codes[:, level])
+        else:
+            quantized = fused_codec.residual_sum(codes, [codebook.embedding for codebook in self.codebooks])
         return _project(quantized.transpose(1, 2), self.output_proj, self._outward)
+
+    def _search(self, residual: Tensor, books: list[Codebook]) -> Tensor:
+        """``[N, D]`` to ``int64[N, K]``."""
+        if not fused.direct(residual):
+            return fused_codec.residual_search(
+                residual, [book.embedding for book in books], [book.half_norm for book in books]
+            )
+        found = []
+        for book in books:
+            found.append(book.nearest(residual))
+            residual = residual - F.embedding(found[-1], book.embedding)
+        return torch.stack(found, dim=1)
 
 
 def _project(x: Tensor, inner: nn.Conv1d, filters: Filters) -> Tensor:
@@ -128,8 +139,8 @@ class SplitQuantizer(nn.Module):
         """``[B, dim, T]`` to ``int64[B, codebooks, T]``."""
         codes = self.rvq_first.encode(latent, codebooks)
         if codebooks > self.semantic:
-            codes += self.rvq_rest.encode(latent, codebooks - self.semantic)
-        return torch.stack(codes, dim=1)
+            codes = torch.cat([codes, self.rvq_rest.encode(latent, codebooks - self.semantic)], dim=1)
+        return codes
 
     def decode(self, codes: Tensor) -> Tensor:
         """``int64[B, K, T]``, any K from 1 to all, to ``[B, dim, T]``."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve_app.model.fused import fill_rows
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Twins:
@@ -116,9 +118,8 @@ def reset(state: Any, slots: Tensor, *, wipe: bool = False) -> None:
         wipe: clear masked bulk storage (keys and values) too. Needed after a value that was not finite, because
             0 x NaN is NaN; costs the memory traffic of the slot.
     """
-    for tensor, fresh, masked in _leaves(state):
-        if wipe or not masked:
-            bits(tensor).index_fill_(0, slots, fresh)
+    filled = [(bits(tensor), fresh) for tensor, fresh, masked in _leaves(state) if wipe or not masked]
+    fill_rows([store for store, _ in filled], slots, [float(fresh) for _, fresh in filled])
 
 
 def bits(tensor: Tensor) -> Tensor:

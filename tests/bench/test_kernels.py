@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from serve_app.bench.kernels import META, REFERENCE_KERNELS, KernelCounter, TickKernels, count, published
 
-REACHED = 1_122
+REACHED = 986
 """Kernels of a tick; a change that needs more has to say why here."""
 
 
@@ -17,7 +17,7 @@ def counted() -> TickKernels:
 
 def test_a_tick_of_the_published_model_launches_no_more_than_was_reached(counted: TickKernels) -> None:
     assert counted.total <= REACHED, counted.by_stage
-    assert REACHED <= REFERENCE_KERNELS / 3
+    assert REACHED <= 1_000 < REFERENCE_KERNELS / 4
 
 
 def test_no_stage_is_left_out(counted: TickKernels) -> None:
@@ -31,6 +31,13 @@ def test_every_layer_takes_nine_kernels(counted: TickKernels) -> None:
     assert [think[name] for name in ("rope_append", "decode_attention", "gate")] == [32, 32, 32]
     assert think["linear"] == 4 * 32 + 1
     assert think["add_norm"] + think["norm"] == 2 * 32 + 1
+
+
+def test_the_codec_takes_one_kernel_for_the_state_of_a_convolution_and_one_for_a_search(counted: TickKernels) -> None:
+    encode, decode = counted.stages["encode"], counted.stages["decode"]
+    assert encode["windows"] == decode["windows"] == 11
+    assert encode["residual_search"] == decode["residual_sum"] == 2  # semantic, acoustic
+    assert encode["fill_rows"] == 1
 
 
 def test_views_and_empty_memory_launch_nothing() -> None:
