@@ -10,6 +10,7 @@ from typing import Any, Final
 from ray import serve
 from ray.serve import Application
 
+from serve_app.admission.views import EngineView, LiveSession
 from serve_app.config import EngineSettings, checked
 from serve_app.serving.directory import Directory, EngineCard, Orders
 from serve_app.serving.engine_replica import EngineReplica
@@ -31,9 +32,17 @@ class EngineDirectory:
     def __init__(self, engines: object) -> None:
         self._directory = Directory(time.monotonic)
 
-    async def report(self, card: EngineCard) -> Orders:
-        """An engine leaves its card."""
-        return self._directory.report(card)
+    async def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
+        """An engine leaves its card, and who holds its slots."""
+        return self._directory.report(card, sessions)
+
+    async def views(self) -> list[EngineView]:
+        """The authority asks for the same, with sessions."""
+        return self._directory.views()
+
+    async def succeed(self) -> bool:
+        """An authority begins, and asks whether it is the first."""
+        return self._directory.succeed()
 
     async def engines(self) -> list[EngineCard]:
         """The cards of those that live."""
