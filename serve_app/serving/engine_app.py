@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from serve_app.admission.views import EngineView, LiveSession
 from serve_app.config import EngineSettings, checked
 from serve_app.serving.directory import Directory, EngineCard, Orders
 from serve_app.serving.engine_replica import EngineReplica
+from serve_app.serving.placed_router import PlacedRouter
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
 
 UNBOUNDED_REQUESTS: Final = 10_000
@@ -69,6 +71,7 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=settings.engines,
         max_ongoing_requests=settings.slots + REFUSALS_AT_ONCE,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        request_router_config=RequestRouterConfig(request_router_class=PlacedRouter),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
