@@ -5,7 +5,7 @@ it answers questions about engines without taking their slots.
 """
 
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ray import serve
 from ray.serve import Application
@@ -71,7 +71,7 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=settings.engines,
         max_ongoing_requests=settings.slots + REFUSALS_AT_ONCE,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        request_router_config=RequestRouterConfig(request_router_class=PlacedRouter),
+        request_router_config=RequestRouterConfig(request_router_class=cast(Any, PlacedRouter)),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,

@@ -231,14 +231,11 @@ class GatewayReplica:
         patience_s = time.monotonic() + self._settings.grant_wait_s
         while True:
             try:
-                granted = await session.lease(self._settings.grant_wait_s, caller.admitted)
-                break
+                return await session.lease(self._settings.grant_wait_s, caller.admitted)
             except EngineFull:
                 if time.monotonic() > patience_s:
                     raise
                 await asyncio.sleep(CHANGEOVER_S)
-        await caller.confirm()
-        return granted
 
     async def _converse(
         self, socket: WebSocket, session: Session, pieces: TextPieces | None, rows: int, caller: Caller | None
@@ -252,7 +249,8 @@ class GatewayReplica:
                 await caller.queue(connection.tell)
                 found = await self._lease(session, rows, caller)
                 connection.writes(found.stream() if found is not None else None)
-            channel = await self._attach(session)
+            # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
+            channel, _ = await asyncio.gather(self._attach(session), caller.confirm())
             caller.goes_live()
             return channel
 
