@@ -1,5 +1,6 @@
 """Every call over Ray, typed: the one place that knows Ray Serve's handles."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final, cast
 
@@ -27,6 +28,8 @@ from serve_app.spec import SessionSpec
 from serve_app.units import SessionId
 
 LOOPBACK: Final = "127.0.0.1"
+ASK_S: Final = 3.0
+"""How long a question to the authority may take: while there is none, Ray lets callers hang."""
 ENGINE_DEPLOYMENT: Final = "Engine"
 DIRECTORY_DEPLOYMENT: Final = "EngineDirectory"
 
@@ -111,7 +114,7 @@ class AdmissionHandle:
 
     async def again(self, request: AdmissionRequest, hold_s: float) -> AdmissionAnswer:
         """The next questions."""
-        return cast(AdmissionAnswer, await self._ask("again", request, hold_s))
+        return cast(AdmissionAnswer, await self._ask("again", request, hold_s, limit_s=hold_s + ASK_S))
 
     async def confirm(self, granted: AdmissionGranted) -> bool:
         """The engine gave the slot."""
@@ -125,10 +128,11 @@ class AdmissionHandle:
         """Sessions that are to be ended, and why."""
         return cast("dict[SessionId, ChorusError]", await self._ask("spent"))
 
-    async def _ask(self, name: str, *question: object) -> object:
+    async def _ask(self, name: str, *question: object, limit_s: float = ASK_S) -> object:
         try:
-            return await getattr(self._handle, name).remote(*question)
-        except (RayError, RayServeException):  # its text may hold what was asked, and so a key
+            async with asyncio.timeout(limit_s):
+                return await getattr(self._handle, name).remote(*question)
+        except (RayError, RayServeException, TimeoutError):  # its text may hold what was asked, and so a key
             raise EngineLost from None
 
 

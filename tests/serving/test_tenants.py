@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import secrets
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -319,6 +321,31 @@ def test_a_tenant_reads_its_own_usage_and_no_other(town: Town) -> None:
     assert all(",slow," in line for line in town.ask("/api/usage?format=csv", slow)[2].splitlines()[1:])
     assert town.ask("/api/usage", "")[0] == 401
     assert town.ask("/api/usage?first=yesterday", brief)[0] == 400
+
+
+def test_when_the_authority_dies_nobody_who_speaks_or_waits_notices(town: Town) -> None:
+    beta = key(town, "beta")
+
+    async def outlive() -> None:
+        async with talking(town, beta, ENGINES * SLOTS - 1), visit(town.cluster.chat, **as_header(beta)) as visitor:
+            waiting = await connect(town.cluster.chat, compression=None, **as_header(beta))
+            assert (await metadata(waiting))["queue"]["place"] == 1
+            await asyncio.to_thread(eventually, lambda: town.used() == ENGINES * SLOTS, WAIT_S)
+            for process in town.cluster.replicas("Admission"):
+                os.kill(process, signal.SIGKILL)
+            for _ in range(3):  # a word to each: the first is that of before, the last is the successor's
+                assert (await metadata(waiting))["queue"]["place"] == 1
+            await visitor.say(tone(440, 4))
+            await visitor.listen_for(2)
+        async with asyncio.timeout(WAIT_S):
+            while (message := await waiting.recv())[0] == 4:
+                pass
+        assert message[:1] == b"\x00"
+        await waiting.close()
+
+    eventually(town.empty, WAIT_S)
+    asyncio.run(outlive())
+    eventually(town.empty, WAIT_S)
 
 
 def test_whatever_was_presented_nothing_prints_a_key_or_a_ticket(town: Town) -> None:
