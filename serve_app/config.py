@@ -246,6 +246,22 @@ class EngineSettings(Settings):
         return self
 
 
+class TenancySettings(Settings):
+    """Who may open conversations, where there are tenants: `docs/tenants.md` describes the files.
+
+    Attributes:
+        file: the tenants' file.
+        keys: the keys' file, as ``serve_app keys`` writes it.
+        ledger: address of the database that keeps seconds of conversation; may hold a password.
+        reload_s: how often both files are read again.
+    """
+
+    file: str = pydantic.Field(min_length=1)
+    keys: str = pydantic.Field(min_length=1)
+    ledger: str = pydantic.Field("sqlite:///ledger.sqlite", min_length=1, repr=False)
+    reload_s: float = pydantic.Field(5.0, ge=0.1, le=3_600)
+
+
 class GatewaySettings(Settings):
     """Args of the application ``gateway``.
 
@@ -255,6 +271,8 @@ class GatewaySettings(Settings):
             ``https://example.org``.
         grant_wait_s: how long an engine may take to answer before the visitor is told that the server is full. One that
             is full says so within milliseconds; this bounds a slow one.
+        tenants: keys, quotas and the ledger; ``None`` leaves ``CHORUS_KEY`` the one key of all.
+        queue: callers that may wait for a slot; 0 refuses them at once.
         silence_s: no audio for this long ends the session.
         opened_s: the engine must have primed the slot within this.
         drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
@@ -263,10 +281,17 @@ class GatewaySettings(Settings):
 
     replicas: int = pydantic.Field(1, ge=1, le=256)
     origins: tuple[str, ...] = ()
+    tenants: TenancySettings | None = None
+    queue: int = pydantic.Field(0, ge=0, le=1_000_000)
     grant_wait_s: float = pydantic.Field(1.0, gt=0, le=5)
     silence_s: float = pydantic.Field(10.0, gt=0, le=600)
     opened_s: float = pydantic.Field(10.0, gt=0, le=600)
     drain_s: float = pydantic.Field(0.0, ge=0)
+
+    @property
+    def admits(self) -> bool:
+        """Whether an authority says who may start."""
+        return self.tenants is not None or self.queue > 0
 
 
 class HttpSettings(Settings):

@@ -166,6 +166,21 @@ class ModelUnknown(PeerError):
         return f"no such model: {self.model[:64]!r}"
 
 
+class SessionOver(PeerError):
+    """A session has lasted as long as its tenant's sessions may. It was told before; nobody did anything wrong."""
+
+    reason = "session_limit"
+    close_code = 1000
+    http_status = 403
+
+    def __init__(self, longest_s: float) -> None:
+        super().__init__(longest_s)
+        self.longest_s = longest_s
+
+    def __str__(self) -> str:
+        return f"a session may last {self.longest_s:g} s"
+
+
 class QuotaError(PeerError):
     """A tenant has what it may have; says when to come again."""
 

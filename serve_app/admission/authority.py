@@ -180,6 +180,11 @@ class Authority:
         """Every model's numbers."""
         return [pool.status() for pool in self._register.pools.values()]
 
+    @property
+    def spoken_s(self) -> Mapping[str, float]:
+        """Tenant to seconds, since this authority began."""
+        return self._book.heard_s
+
     def sessions_of(self, tenant: str) -> int:
         """A tenant's callers, those that wait included."""
         return self._register.sessions_of(tenant)

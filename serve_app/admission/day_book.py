@@ -54,6 +54,8 @@ class DayBook:
         self._totals: collections.OrderedDict[Day, dict[str, float]] = collections.OrderedDict()
         self._meters: dict[SessionId, _Meter] = {}
         self._unwritten: dict[tuple[SessionId, Day], Charge] = {}
+        self.heard_s: dict[str, float] = {}
+        """Tenant to what was noted since this book was opened; only grows, whatever the clock does."""
 
     @property
     def today(self) -> Day:
@@ -93,6 +95,7 @@ class DayBook:
         meter.by_day[day] = meter.by_day.get(day, 0.0) + added_s
         totals = self._of(day)
         totals[meter.tenant] = totals.get(meter.tenant, 0.0) + added_s
+        self.heard_s[meter.tenant] = self.heard_s.get(meter.tenant, 0.0) + added_s
         self._unwritten[session, day] = Charge(session, meter.tenant, day, meter.by_day[day])
 
     def forget(self, session: SessionId) -> None:

@@ -56,8 +56,8 @@ class Register:
         self._book.forget(entry.request.session)
 
     def left(self, entry: Entry, now_s: float) -> None:
-        """Drop a caller that its gateway says is gone; a report on its way may still list it."""
-        if entry.listed:
+        """Drop a caller that its gateway says is gone; a report on its way may still list it, or list it first."""
+        if entry.engine is not None:
             session = entry.request.session
             self._left[session] = now_s + self._rules.left_s
             self._left.move_to_end(session)

@@ -93,9 +93,17 @@ ENDED = _counter("chorus_conversations_ended", "Conversations that are over, on 
 GRANT = _histogram("chorus_grant_seconds", "From the question to the lease of a slot.", OPENING_S)
 HANDSHAKE = _histogram("chorus_handshake_seconds", "From the upgrade to the handshake, prompts included.", OPENING_S)
 
+# --- of the admission, where there are tenants or a queue -------------------------------------------------------------
+
+TENANT_SPOKEN = _counter("chorus_tenant_audio_seconds", "Seconds of conversation, by tenant.", "tenant")
+WAITING = _gauge("chorus_waiting", "Callers in the queue.", "model")
+ROWS_HELD = _gauge("chorus_admitted_rows", "Rows that the authority counts as taken.", "model")
+
 ENGINE: Final = (
     TICK, ANSWER, TICK_ROWS, OVERRUNS, UNDERRUNS, STALE, DROPPED, SESSIONS_ENDED, SESSION_LENGTH, PRIMED, EXPIRED,
     SLOTS, SLOTS_USED, BATCH_ROWS, BATCH_ROWS_USED, HEALTHY, DRAINING, ENGINE_BYTES,
 )  # fmt: skip
 GATEWAY: Final = (CONVERSATIONS, REFUSED, ENDED, GRANT, HANDSHAKE)
 METRICS: Final = ENGINE + GATEWAY
+"""Those of every deployment."""
+ADMISSION: Final = (TENANT_SPOKEN, WAITING, ROWS_HELD)

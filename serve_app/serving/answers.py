@@ -1,5 +1,6 @@
 """How a refusal looks over HTTP: the same for pages, programs and WebSockets that are not opened."""
 
+import math
 from typing import Final
 
 from fastapi.responses import JSONResponse
@@ -12,6 +13,7 @@ NOT_FOUND: Final = {"reason": "not_found", "message": "nothing lives at this add
 
 def refusal(error: ChorusError) -> JSONResponse:
     """Status, reason slug and a sentence; when to come again if that helps."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.retry else {}
+    wait_s = RETRY_AFTER_S if error.retry_after_s is None else max(1, math.ceil(error.retry_after_s))
+    headers = {"Retry-After": str(wait_s)} if error.retry else {}
     headers["Cache-Control"] = "no-store"
     return JSONResponse({"reason": error.reason, "message": error.public()}, error.http_status, headers)

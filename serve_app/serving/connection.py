@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, assert_never
 
 from serve_app.audio.budget import audio_budget
@@ -77,6 +77,7 @@ class Connection:
         text: turns tokens into text; None where the model writes none.
         clock: monotonic seconds.
         silence_s: no audio for so long ends it.
+        minders: live beside it, and end it by what they raise.
     """
 
     def __init__(
@@ -87,12 +88,14 @@ class Connection:
         clock: Callable[[], float],
         *,
         silence_s: float,
+        minders: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         self._socket = socket
         self._attach = attach
         self._text = text
         self._clock = clock
         self._silence_s = silence_s
+        self._minders = minders
         self._chat = ChatServer(clock)
         self.receiver = OpusReceiver(audio_budget(), clock)
         self.sender = OpusSender()
@@ -109,7 +112,8 @@ class Connection:
         """Live until one side ends it. Raises CancelledError alone: what went wrong is told to the peer and logged."""
         cause = "client"
         try:
-            await self._first_of(self._listen(), self._speak(), self._mind_silence())
+            minding = [mind() for mind in self._minders]
+            await self._first_of(self._listen(), self._speak(), self._mind_silence(), *minding)
         except ClientLeftError:
             self._chat.close()
         except ChorusError as error:
@@ -123,6 +127,14 @@ class Connection:
             cause = SessionFault.reason
             await self._goodbye(SessionFault("the connection failed"))
         return self._ending(cause)
+
+    async def tell(self, value: Mapping[str, Any]) -> None:
+        """Send metadata, before the handshake or after."""
+        await self._socket.send_bytes(self._chat.metadata(value))
+
+    def writes(self, text: TextStream | None) -> None:
+        """What its tokens mean, where that was not known before somebody granted a slot."""
+        self._text = text
 
     async def _first_of(self, *lives: Coroutine[Any, Any, None]) -> None:
         """Run all until the first ends, end the others, and raise what it raised."""

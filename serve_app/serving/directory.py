@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from serve_app.admission.answers import EngineName
+from serve_app.admission.views import EngineView, LiveSession
 from serve_app.spec import Offer
 
 EXPIRY_S: Final = 5.0
@@ -104,12 +106,18 @@ class Directory:
         self._clock = clock
         self._expiry_s = expiry_s
         self._cards: dict[str, tuple[float, EngineCard]] = {}
+        self._sessions: dict[str, tuple[LiveSession, ...]] = {}
+        self._authorities = 0
         self._text_models: dict[str, bytes] = {}
         self._closing = False
 
-    def report(self, card: EngineCard) -> Orders:
-        """Take an engine's card. A directory that was started anew asks for the text model again."""
+    def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
+        """Take an engine's card, and who holds its slots where admission named them.
+
+        A directory that was started anew asks for the text model again.
+        """
         self._cards[card.engine] = (self._clock(), card)
+        self._sessions[card.engine] = sessions
         wanted = card.text_model is not None and card.text_model.digest not in self._text_models
         return Orders(drain=self._closing, offer_text_model=wanted)
 
@@ -125,8 +133,31 @@ class Directory:
         """The cards of those that live."""
         oldest_s = self._clock() - self._expiry_s
         self._cards = {name: entry for name, entry in self._cards.items() if entry[0] >= oldest_s}
+        self._sessions = {name: self._sessions[name] for name in self._cards}
         return [card for _, card in self._cards.values()]
+
+    def views(self) -> list[EngineView]:
+        """The engines that live as the authority sees them. Gateways need no sessions, so that cards have none."""
+        return [_view(card, self._sessions[card.engine]) for card in self.engines()]
+
+    def succeed(self) -> bool:
+        """An authority begins: whether there was one before, whose grants may still be open."""
+        self._authorities += 1
+        return self._authorities > 1
 
     def close(self) -> None:
         """Tell every engine, at its next report, to drain."""
         self._closing = True
+
+
+def _view(card: EngineCard, sessions: tuple[LiveSession, ...]) -> EngineView:
+    return EngineView(
+        engine=EngineName(card.engine),
+        model=card.model,
+        rows=card.rows,
+        sessions=sessions,
+        draining=card.draining,
+        healthy=card.healthy,
+        ticks=card.counters.get("ticks", 0),
+        overruns=card.counters.get("overruns", 0),
+    )

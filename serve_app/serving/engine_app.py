@@ -5,14 +5,17 @@ it answers questions about engines without taking their slots.
 """
 
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
+from serve_app.admission.views import EngineView, LiveSession
 from serve_app.config import EngineSettings, checked
 from serve_app.serving.directory import Directory, EngineCard, Orders
 from serve_app.serving.engine_replica import EngineReplica
+from serve_app.serving.placed_router import PlacedRouter
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
 
 UNBOUNDED_REQUESTS: Final = 10_000
@@ -31,9 +34,17 @@ class EngineDirectory:
     def __init__(self, engines: object) -> None:
         self._directory = Directory(time.monotonic)
 
-    async def report(self, card: EngineCard) -> Orders:
-        """An engine leaves its card."""
-        return self._directory.report(card)
+    async def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
+        """An engine leaves its card, and who holds its slots."""
+        return self._directory.report(card, sessions)
+
+    async def views(self) -> list[EngineView]:
+        """The authority asks for the same, with sessions."""
+        return self._directory.views()
+
+    async def succeed(self) -> bool:
+        """An authority begins, and asks whether it is the first."""
+        return self._directory.succeed()
 
     async def engines(self) -> list[EngineCard]:
         """The cards of those that live."""
@@ -60,6 +71,7 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=settings.engines,
         max_ongoing_requests=settings.slots + REFUSALS_AT_ONCE,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        request_router_config=RequestRouterConfig(request_router_class=cast(Any, PlacedRouter)),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -20,11 +19,11 @@ from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import EngineLost
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard, TextModel
-from serve_app.serving.granted import Answer
+from serve_app.serving.granted import Admitted, Answer
 from serve_app.serving.instruments import EngineInstruments
 from serve_app.serving.lease_desk import LeaseDesk
 from serve_app.serving.process import package_versions, resident_bytes
-from serve_app.serving.ray_calls import DirectoryHandle, http_host, link_host
+from serve_app.serving.ray_calls import DirectoryHandle, http_host, link_host, replica_name
 from serve_app.serving.runners import Made, make_runner
 from serve_app.spec import SessionSpec
 
@@ -47,7 +46,7 @@ class EngineReplica:
         log_to_stderr()
         require_key_beyond_loopback(http_host())
         self._settings = EngineSettings.model_validate(settings)
-        self._name = secrets.token_hex(4)
+        self._name = replica_name()
         self._made = made = await asyncio.to_thread(make_runner, self._settings)
         self._text_model = _text_model(made)
         self._about = made.runner.describe()
@@ -82,9 +81,9 @@ class EngineReplica:
         self._watchdog.start()
         self._heartbeat = asyncio.create_task(self._beat())
 
-    async def lease(self, spec: SessionSpec) -> AsyncIterator[Answer]:
+    async def lease(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncIterator[Answer]:
         """Hold a slot while the caller listens; the first answer is the grant or the refusal."""
-        async with contextlib.aclosing(self._desk.lease(spec)) as answers:
+        async with contextlib.aclosing(self._desk.lease(spec, caller)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -109,12 +108,12 @@ class EngineReplica:
             self._show()
             try:
                 async with asyncio.timeout(REPORT_S):
-                    orders = await self._directory.report(self.card())
+                    orders = await self._directory.report(self.card(), self._desk.sessions())
                     if orders.offer_text_model and self._text_model is not None:
                         await self._directory.offer_text_model(self._text_model.digest, self._made.text_model)
                     if orders.drain and not self._engine.stats().draining:
                         await self._leave()
-                        await self._directory.report(self.card())
+                        await self._directory.report(self.card(), self._desk.sessions())
             except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
                 logger.debug("the directory does not answer: %r", error)
 

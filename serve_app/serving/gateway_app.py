@@ -8,9 +8,11 @@ from ray.serve import Application
 
 from serve_app.config import HA_PROXY_VARIABLE, GatewaySettings, checked, proxy_mode
 from serve_app.observability.logs import log_to_stderr
+from serve_app.serving.admission_replica import AdmissionReplica
 from serve_app.serving.gateway_replica import GatewayReplica
 
 GATEWAY_DEPLOYMENT: Final = "Gateway"
+ADMISSION_DEPLOYMENT: Final = "Admission"
 UNBOUNDED_REQUESTS: Final = 10_000
 """Over this Ray lets a handshake hang: far above what one process carries; the engines' slots are the limit."""
 SHUTDOWN_S: Final = 2.0
@@ -36,4 +38,14 @@ def build(args: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=SHUTDOWN_S,
     )(serve.ingress()(GatewayReplica))
-    return gateway.bind(settings.model_dump())
+    content = settings.model_dump()
+    if not settings.admits:
+        return gateway.bind(content)
+    admission = serve.deployment(
+        name=ADMISSION_DEPLOYMENT,
+        num_replicas=1,
+        max_ongoing_requests=UNBOUNDED_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+    )(AdmissionReplica)
+    return gateway.bind(content, admission.bind(content))

@@ -5,6 +5,20 @@ import dataclasses
 from serve_app.errors import ChorusError
 from serve_app.link.port import Grant
 from serve_app.serving.directory import TextModel
+from serve_app.units import SessionId
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who comes for a slot, where an authority let it in. The engine reports it, so that a successor knows.
+
+    Attributes:
+        engine: where its rows are set aside.
+    """
+
+    session: SessionId
+    tenant: str
+    engine: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ A record costs about 3 us, so that the engine records once a tick and whatever i
 the heartbeat.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.util import metrics as ray_metrics
 
+from serve_app.admission.views import PoolStatus
 from serve_app.engine.events import DropCause
 from serve_app.engine.observer import SessionReport, TickReport
 from serve_app.engine.slots import Lease
@@ -105,6 +106,20 @@ class GatewayInstruments:
         self._panel.set(metrics.CONVERSATIONS, meter.conversations)
         _reach_each(self._panel, metrics.REFUSED, meter.refusals)
         _reach_each(self._panel, metrics.ENDED, meter.endings)
+
+
+class AdmissionInstruments:
+    """What the admission host shows."""
+
+    def __init__(self) -> None:
+        self._panel = Panel(metrics.ADMISSION)
+
+    def show(self, pools: Sequence[PoolStatus], spoken_s: Mapping[str, float]) -> None:
+        """Once a heartbeat."""
+        for pool in pools:
+            self._panel.set(metrics.WAITING, pool.waiting, pool.model)
+            self._panel.set(metrics.ROWS_HELD, pool.used, pool.model)
+        _reach_each(self._panel, metrics.TENANT_SPOKEN, spoken_s)
 
 
 def _reach_each(panel: Panel, metric: Metric, totals: Mapping[Any, float]) -> None:

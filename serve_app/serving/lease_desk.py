@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Final
 
+from serve_app.admission.views import LiveSession
 from serve_app.engine.engine import Engine
 from serve_app.engine.slots import Lease
 from serve_app.errors import ChorusError, EngineFull
@@ -14,7 +15,7 @@ from serve_app.link.messages import Key
 from serve_app.link.server import LinkServer
 from serve_app.serving.directory import TextModel
 from serve_app.serving.engine_port import EngineOverLink, key_of
-from serve_app.serving.granted import Answer, Granted
+from serve_app.serving.granted import Admitted, Answer, Granted
 from serve_app.spec import SessionSpec
 
 CHANGEOVER_S: Final = 0.08
@@ -25,10 +26,25 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Held:
-    """A slot that is given out."""
+    """A slot that is given out.
 
+    Attributes:
+        caller: None where no authority named it.
+        attached_s: the loop's time; one element once it is attached.
+    """
+
+    caller: Admitted | None
+    rows: int
     attached: asyncio.Event
     over: asyncio.Event
+    attached_s: list[float] = dataclasses.field(default_factory=list)
+
+    def seen(self, now_s: float) -> LiveSession | None:
+        """As the authority counts it: conversation begins when the gateway attaches."""
+        if self.caller is None:
+            return None
+        audio_s = now_s - self.attached_s[0] if self.attached_s else 0.0
+        return LiveSession(self.caller.session, self.caller.tenant, self.rows, audio_s)
 
 
 class LeaseDesk:
@@ -55,7 +71,13 @@ class LeaseDesk:
         self._server = await LinkServer.start(port, host, ports)
         return self._server
 
-    async def lease(self, spec: SessionSpec) -> AsyncGenerator[Answer, None]:
+    def sessions(self) -> tuple[LiveSession, ...]:
+        """Everybody who holds a slot and was named by an authority."""
+        now_s = self._loop.time()
+        seen = (held.seen(now_s) for held in self._held.values())
+        return tuple(session for session in seen if session is not None)
+
+    async def lease(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncGenerator[Answer, None]:
         """Hold a slot while the caller iterates: yields one grant, ends with the session. Closing it frees the slot.
 
         A refusal is yielded and not raised, because Ray logs a trace for what is raised.
@@ -67,7 +89,7 @@ class LeaseDesk:
             yield error
             return
         key = key_of(lease)
-        held = self._held[key] = _Held(asyncio.Event(), asyncio.Event())
+        held = self._held[key] = _Held(caller, spec.rows, asyncio.Event(), asyncio.Event())
         try:
             yield Granted(self._server.grant(lease.slot, lease.generation), self._text_model)
             await self._wait(key, held)
@@ -101,6 +123,7 @@ class LeaseDesk:
     def _on_attached(self, key: Key) -> None:
         held = self._held.get(key)
         if held is not None:
+            held.attached_s.append(self._loop.time())
             held.attached.set()
 
     def _told_of_end(self, key: Key) -> None:

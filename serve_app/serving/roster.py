@@ -79,6 +79,10 @@ class Roster:
         rows_free = max(card.rows - card.rows_used for card in engines if card.free)
         return EngineFull(slots, rows, rows_free) if rows_free < rows else None
 
+    def model(self) -> str | None:
+        """What runs here; None while nobody knows. All engines of a deployment run the same."""
+        return next((card.model for card in self._engines), None)
+
     def offer(self) -> Offer | None:
         """What sessions may ask for here; None while nobody knows. All engines of a deployment offer the same."""
         return next((card.offer for card in self._engines), None)

@@ -9,10 +9,10 @@ from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.link.channel import Channel
 from serve_app.link.client import EngineLink
 from serve_app.link.port import Address
-from serve_app.serving.granted import Answer, Granted
+from serve_app.serving.granted import Admitted, Answer, Granted
 from serve_app.spec import SessionSpec
 
-CallForSlot = Callable[[SessionSpec], AsyncGenerator[Answer, None]]
+CallForSlot = Callable[[SessionSpec, Admitted | None], AsyncGenerator[Answer, None]]
 """Yields a grant or a refusal, and then holds the slot until it is closed."""
 
 logger = logging.getLogger(__name__)
@@ -63,20 +63,22 @@ class Session:
 
     def __init__(self, call: CallForSlot, links: EngineLinks, spec: SessionSpec) -> None:
         self._call = call
+        self._caller: Admitted | None = None
         self._links = links
         self._spec = spec
         self._holder: asyncio.Task[None] | None = None
         self._granted: Granted | None = None
         self._channel: Channel | None = None
 
-    async def lease(self, wait_s: float) -> Granted:
-        """Get a slot.
+    async def lease(self, wait_s: float, caller: Admitted | None = None) -> Granted:
+        """Get a slot, in the name of a caller whom an authority let in.
 
         Raises:
             EngineFull: no engine answered in time: all are busy.
             EngineDraining, EngineLost: an engine refused, or none could be asked.
         """
         granted: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
+        self._caller = caller
         # A fresh context: Ray would end a call made inside a request together with that request.
         self._holder = asyncio.create_task(self._hold(granted), context=contextvars.Context())
         try:
@@ -119,7 +121,7 @@ class Session:
 
     async def _hold(self, granted: asyncio.Future[Granted]) -> None:
         """Keep the call open: it is the lease."""
-        answers = self._call(self._spec)
+        answers = self._call(self._spec, self._caller)
         try:
             async for answer in answers:
                 if granted.done():

@@ -36,6 +36,10 @@ _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _NOT_FINITE: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
+PARAMETERS: Final = frozenset(
+    "text_temperature text_topk audio_temperature audio_topk text_seed audio_seed seed cfg_coef text_prompt "
+    "voice_prompt repetition_penalty repetition_penalty_context pad_mult extra_heads".split()
+)
 _SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
 
 
@@ -49,6 +53,11 @@ class ChatQuery:
     def sampling(self) -> Sampling:
         """How it wants to be sampled."""
         return self.spec.sampling
+
+
+def parameters_in(query: Mapping[str, str]) -> frozenset[str]:
+    """The names of parameters of a session that a query sets, as clients spell them; others are nobody's business."""
+    return frozenset(name for name in query if name in PARAMETERS or name.startswith(CONDITION_PREFIX))
 
 
 def parse_chat_query(

@@ -191,6 +191,16 @@ def test_a_report_from_before_the_end_does_not_bring_a_session_back() -> None:
     assert world.used == 0
 
 
+def test_a_report_from_before_the_end_brings_no_session_in_that_was_never_listed() -> None:
+    world = World(1)
+    granted = world.start("a")
+    world.authority.leave(granted.request.session)
+    live = LiveSession(granted.request.session, "a", 1, 1.0)
+    world.authority.report(EngineView(granted.engine, MODEL, 1, (live,)))
+    assert world.used == 0
+    assert world.authority.sessions_of("a") == 0
+
+
 @pytest.mark.parametrize("trouble", ["draining", "unhealthy", "late"])
 def test_an_engine_in_trouble_gets_nobody_and_keeps_whom_it_has(trouble: str) -> None:
     world = World(4)

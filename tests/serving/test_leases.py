@@ -16,7 +16,7 @@ from serve_app.link.client import EngineLink
 from serve_app.link.messages import Output
 from serve_app.link.port import Address, Grant
 from serve_app.serving.directory import TextModel
-from serve_app.serving.granted import Answer, Granted
+from serve_app.serving.granted import Admitted, Answer, Granted
 from serve_app.serving.lease_desk import LeaseDesk
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.spec import SessionSpec
@@ -158,7 +158,7 @@ async def test_a_draining_engine_says_so() -> None:
 async def test_an_engine_that_does_not_answer_in_time_is_full_and_the_call_is_ended() -> None:
     ended = asyncio.Event()
 
-    async def silent(spec: SessionSpec) -> AsyncGenerator[Answer, None]:
+    async def silent(spec: SessionSpec, caller: Admitted | None) -> AsyncGenerator[Answer, None]:
         try:
             await asyncio.Event().wait()
             yield EngineLost()
@@ -172,7 +172,7 @@ async def test_an_engine_that_does_not_answer_in_time_is_full_and_the_call_is_en
 
 @on_loop
 async def test_a_call_that_fails_is_an_engine_lost() -> None:
-    async def broken(spec: SessionSpec) -> AsyncGenerator[Answer, None]:
+    async def broken(spec: SessionSpec, caller: Admitted | None) -> AsyncGenerator[Answer, None]:
         raise RuntimeError("the actor died")
         yield EngineLost()
 
@@ -187,7 +187,7 @@ async def test_attaching_is_bounded_whoever_is_slow() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    async def granting(spec: SessionSpec) -> AsyncGenerator[Answer, None]:
+    async def granting(spec: SessionSpec, caller: Admitted | None) -> AsyncGenerator[Answer, None]:
         yield Granted(Grant(Address("127.0.0.1", 1), 0, 0, b""))
         await asyncio.Event().wait()
 

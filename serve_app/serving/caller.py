@@ -1,0 +1,170 @@
+"""One caller's way through admission, as its gateway walks it: asked, told to wait, let in, gone."""
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+from serve_app.admission.answers import AdmissionRequest, Answer, Granted, Refused, Wait
+from serve_app.errors import ChorusError, EngineLost
+from serve_app.serving.admission_host import Opened
+from serve_app.serving.granted import Admitted
+from serve_app.serving.knock import Knock
+from serve_app.units import SessionId
+
+PATIENCE_S: Final = 30.0
+"""So long a caller that waits is kept while there is no authority: a successor takes some seconds."""
+
+Tell = Callable[[Mapping[str, Any]], Awaitable[None]]
+"""Sends a metadata message to the client."""
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Host(Protocol):
+    """The admission host, over Ray in the real thing. Raises EngineLost where it cannot be reached."""
+
+    async def open(self, knock: Knock, request: AdmissionRequest) -> Opened | ChorusError:
+        """The first question."""
+        ...
+
+    async def again(self, request: AdmissionRequest, hold_s: float) -> Answer:
+        """The next ones."""
+        ...
+
+    async def confirm(self, granted: Granted) -> bool:
+        """The engine gave the slot."""
+        ...
+
+    async def leave(self, session: SessionId, audio_s: float | None) -> None:
+        """It is over."""
+        ...
+
+
+class Caller:
+    """Asks for one session, and gives back what it got. Belongs to one event loop.
+
+    Args:
+        host: whom to ask.
+        model: which is wanted.
+        rows: of the batch.
+        parameters: names of those that the client set.
+        clock: monotonic seconds.
+        sleep: `asyncio.sleep`, or a test's own.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        model: str,
+        rows: int,
+        parameters: frozenset[str],
+        clock: Callable[[], float],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._host = host
+        self._clock = clock
+        self._sleep = sleep
+        self._request = AdmissionRequest(SessionId(secrets.token_hex(16)), "", model, rows, parameters)
+        self._answer: Answer | None = None
+        self._asked_s: float | None = None
+        self._live = asyncio.Event()
+        self._live_s = 0.0
+        self._order: asyncio.Future[ChorusError] = asyncio.get_running_loop().create_future()
+
+    @property
+    def session(self) -> SessionId:
+        """Names it to authority and engine."""
+        return self._request.session
+
+    @property
+    def tenant(self) -> str:
+        """Empty until it is known."""
+        return self._request.tenant
+
+    @property
+    def waits(self) -> bool:
+        """Whether it was told to wait."""
+        return isinstance(self._answer, Wait)
+
+    @property
+    def admitted(self) -> Admitted:
+        """What the engine is told."""
+        assert isinstance(self._answer, Granted), "not let in"
+        return Admitted(self.session, self.tenant, self._answer.engine)
+
+    async def open(self, knock: Knock) -> None:
+        """Ask the first time. Raises the refusal, or EngineLost where nobody answers."""
+        self._asked_s = self._clock()
+        opened = await self._host.open(knock, self._request)
+        if isinstance(opened, ChorusError):
+            raise opened
+        self._request = dataclasses.replace(self._request, tenant=opened.tenant)
+        self._take(opened.answer)
+
+    async def queue(self, tell: Tell) -> None:
+        """Wait until it is let in, telling the client its place once a second. Raises the refusal."""
+        assert self._asked_s is not None, "open first"
+        answered_s = self._clock()
+        while isinstance(self._answer, Wait):
+            await tell(place_of(self._answer))
+            asking = dataclasses.replace(self._request, waited_s=self._clock() - self._asked_s)
+            hold_s = self._answer.ask_again_s
+            try:
+                answer = await self._host.again(asking, hold_s)
+            except EngineLost:
+                if self._clock() - answered_s > PATIENCE_S:
+                    raise
+                await self._sleep(hold_s)
+                continue
+            answered_s = self._clock()
+            self._take(answer)
+
+    async def confirm(self) -> None:
+        """The engine has given the slot. Raises EngineLost: too late, the slot is another's."""
+        assert isinstance(self._answer, Granted), "not let in"
+        if not await self._host.confirm(self._answer):
+            raise EngineLost
+
+    async def leave(self) -> None:
+        """Give everything back. Never raises: an authority that is gone forgets by itself."""
+        if self._asked_s is None:
+            return
+        audio_s = self._clock() - self._live_s if self._live.is_set() else None
+        with contextlib.suppress(EngineLost):
+            await self._host.leave(self.session, audio_s)
+
+    def goes_live(self) -> None:
+        """The handshake is out: its time begins."""
+        self._live_s = self._clock()
+        self._live.set()
+
+    def end(self, why: ChorusError) -> None:
+        """Somebody else decided that it ends. Idempotent."""
+        if not self._order.done():
+            self._order.set_result(why)
+
+    async def mind_orders(self) -> None:
+        """Live until `end` is called; raises why."""
+        raise await asyncio.shield(self._order)
+
+    @property
+    def longest_s(self) -> float:
+        """How long it may last."""
+        assert isinstance(self._answer, Granted), "not let in"
+        return self._answer.longest_s
+
+    async def live(self) -> None:
+        """Wait until it goes live."""
+        await self._live.wait()
+
+    def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Refused):
+            raise answer.error
+        self._answer = answer
+
+
+def place_of(wait: Wait) -> dict[str, Any]:
+    """What a client that waits is told."""
+    return {"queue": {"place": wait.place, "eta_s": None if wait.eta_s is None else round(wait.eta_s)}}

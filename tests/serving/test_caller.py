@@ -1,0 +1,178 @@
+"""One caller between its client and the authority."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait
+from serve_app.errors import ChorusError, DaySpent, EngineLost, NotAllowed, QueueFull, SessionOver
+from serve_app.serving.admission_host import Opened
+from serve_app.serving.caller import PATIENCE_S, Caller
+from serve_app.serving.knock import Knock
+from serve_app.serving.term import mind_term
+from serve_app.units import SessionId
+from tests.link.fakes import on_loop
+
+KNOCK = Knock("key", None, None)
+SOON = Wait(2, 41.4, 1.0)
+NEXT = Wait(1, None, 1.0)
+GRANT = "grant"
+Script = list[Wait | ChorusError | str]
+
+
+class Host:
+    """Answers what it was made with, one after the other; an EngineLost in the script is an authority that is gone."""
+
+    def __init__(self, script: Script, longest_s: float = 3_600.0) -> None:
+        self.script = script
+        self.longest_s = longest_s
+        self.asked: list[AdmissionRequest] = []
+        self.left: list[tuple[SessionId, float | None]] = []
+        self.confirms = True
+
+    def _next(self, request: AdmissionRequest) -> Answer:
+        self.asked.append(request)
+        said = self.script.pop(0)
+        if isinstance(said, EngineLost):
+            raise said
+        if isinstance(said, ChorusError):
+            return Refused(said)
+        return said if isinstance(said, Wait) else Granted(request, EngineName("e"), 5.0, self.longest_s)
+
+    async def open(self, knock: Knock, request: AdmissionRequest) -> Opened | ChorusError:
+        return Opened("acme", self._next(request))
+
+    async def again(self, request: AdmissionRequest, hold_s: float) -> Answer:
+        return self._next(request)
+
+    async def confirm(self, granted: Granted) -> bool:
+        return self.confirms
+
+    async def leave(self, session: SessionId, audio_s: float | None) -> None:
+        self.left.append((session, audio_s))
+
+
+class Stage:
+    """A caller with a host, a client that listens and a clock that sleeping moves."""
+
+    def __init__(self, script: Script, longest_s: float = 3_600.0) -> None:
+        self.now_s = 0.0
+        self.host = Host(script, longest_s)
+        self.told: list[tuple[float, Mapping[str, Any]]] = []
+        self.caller = Caller(self.host, "m", 1, frozenset({"seed"}), lambda: self.now_s, self.sleep)
+
+    async def tell(self, value: Mapping[str, Any]) -> None:
+        self.told.append((self.now_s, value))
+
+    async def sleep(self, spent_s: float) -> None:
+        self.now_s += spent_s
+
+
+@on_loop
+async def test_who_is_let_in_at_once_is_told_nothing() -> None:
+    stage = Stage([GRANT])
+    await stage.caller.open(KNOCK)
+    assert not stage.caller.waits
+    assert (stage.caller.admitted.tenant, stage.caller.admitted.engine) == ("acme", "e")
+    assert stage.host.asked[0].parameters == {"seed"}
+
+
+@on_loop
+async def test_who_waits_is_told_its_place_until_it_is_let_in() -> None:
+    stage = Stage([SOON, NEXT, GRANT])
+    await stage.caller.open(KNOCK)
+    await stage.caller.queue(stage.tell)
+    assert [value for _, value in stage.told] == [
+        {"queue": {"place": 2, "eta_s": 41}},
+        {"queue": {"place": 1, "eta_s": None}},
+    ]
+    assert {asked.session for asked in stage.host.asked} == {stage.caller.session}
+    assert {asked.tenant for asked in stage.host.asked[1:]} == {"acme"}
+
+
+@on_loop
+async def test_a_refusal_is_raised_whenever_it_comes() -> None:
+    stage = Stage([SOON, QueueFull(3, 7.0)])
+    await stage.caller.open(KNOCK)
+    with pytest.raises(QueueFull):
+        await stage.caller.queue(stage.tell)
+    wrong = Stage([NotAllowed("no such tenant")])
+    with pytest.raises(NotAllowed):
+        await wrong.caller.open(KNOCK)
+
+
+@on_loop
+async def test_a_queue_outlives_its_authority_and_says_how_long_it_has_waited() -> None:
+    stage = Stage([SOON, EngineLost(), EngineLost(), SOON, GRANT])
+    await stage.caller.open(KNOCK)
+    await stage.caller.queue(stage.tell)
+    assert [asked.waited_s for asked in stage.host.asked] == [0.0, 0.0, 1.0, 2.0, 2.0]
+
+
+@on_loop
+async def test_a_queue_without_an_authority_ends() -> None:
+    stage = Stage([SOON, *(EngineLost() for _ in range(100))])
+    await stage.caller.open(KNOCK)
+    with pytest.raises(EngineLost):
+        await stage.caller.queue(stage.tell)
+    assert stage.now_s == pytest.approx(PATIENCE_S, abs=2.0)
+
+
+@on_loop
+async def test_a_grant_that_came_too_late_is_an_engine_lost() -> None:
+    stage = Stage([GRANT])
+    await stage.caller.open(KNOCK)
+    stage.host.confirms = False
+    with pytest.raises(EngineLost):
+        await stage.caller.confirm()
+
+
+@on_loop
+async def test_who_leaves_says_how_long_it_spoke_and_who_never_asked_says_nothing() -> None:
+    stage = Stage([GRANT])
+    await stage.caller.leave()
+    assert stage.host.left == []
+    await stage.caller.open(KNOCK)
+    await stage.caller.leave()
+    stage.caller.goes_live()
+    stage.now_s += 9.0
+    await stage.caller.leave()
+    assert [spoken for _, spoken in stage.host.left] == [None, 9.0]
+
+
+@on_loop
+async def test_an_order_ends_it_with_its_reason() -> None:
+    stage = Stage([GRANT])
+    stage.caller.end(DaySpent(60.0, 5.0))
+    stage.caller.end(EngineLost())
+    with pytest.raises(DaySpent):
+        await stage.caller.mind_orders()
+
+
+@pytest.mark.parametrize(("longest_s", "warned_s", "left_s"), [(3_600.0, 3_540.0, 60), (20.0, 0.0, 20)])
+@on_loop
+async def test_a_session_is_warned_a_minute_before_its_end(longest_s: float, warned_s: float, left_s: int) -> None:
+    stage = Stage([GRANT], longest_s)
+    await stage.caller.open(KNOCK)
+    stage.caller.goes_live()
+    with pytest.raises(SessionOver) as over:
+        await mind_term(stage.caller, stage.tell, stage.sleep)
+    assert stage.told == [(warned_s, {"session": {"ends_in_s": left_s}})]
+    assert stage.now_s == longest_s
+    assert over.value.close_code == 1000
+
+
+@on_loop
+async def test_a_session_without_a_limit_is_never_warned() -> None:
+    stage = Stage([GRANT], math.inf)
+    await stage.caller.open(KNOCK)
+    stage.caller.goes_live()
+    minding = asyncio.create_task(mind_term(stage.caller, stage.tell, asyncio.sleep))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not minding.done()
+    assert stage.told == []
+    minding.cancel()

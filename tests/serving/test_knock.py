@@ -1,0 +1,28 @@
+"""What a visitor presents, and what of it is looked at."""
+
+import pytest
+
+from serve_app.serving.knock import Knock
+
+KEY = "chorus_0123456789ab_" + "s" * 43
+
+
+@pytest.mark.parametrize(
+    "headers", [{"authorization": f"Bearer {KEY}"}, {"authorization": f"bearer  {KEY}"}, {"kyutai-api-key": KEY}]
+)
+def test_a_key_is_taken_from_the_headers_that_known_clients_use(headers: dict[str, str]) -> None:
+    assert Knock.of(headers, {}).key == KEY
+
+
+@pytest.mark.parametrize("name", ["auth_id", "worker_auth_id", "key", "authorization"])
+def test_a_key_in_the_query_is_not_looked_at(name: str) -> None:
+    assert Knock.of({}, {name: KEY}) == Knock("", None, None)
+
+
+def test_a_ticket_is_kept_for_later_when_there_is_a_key() -> None:
+    assert Knock.of({"kyutai-api-key": KEY}, {"ticket": "t"}).ticket is None
+    assert Knock.of({"origin": "https://a.example"}, {"ticket": "t"}) == Knock("", "t", "https://a.example")
+
+
+def test_it_prints_no_secret() -> None:
+    assert "sss" not in repr(Knock(KEY, "sss", None))
