@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) -c $(VENV)/constraints.txt
 HOST ?= http://localhost:8998
 USERS ?= 16
+WORKERS ?= 2
 
 .PHONY: demo test check load soak chaos clean
 
@@ -14,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/serve_app up configs/demo.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

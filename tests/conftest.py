@@ -5,6 +5,9 @@ from collections.abc import Generator
 
 import pytest
 
+os.environ["TRITON_INTERPRET"] = (
+    "1"  # before anything imports triton, as torch does: what is decorated later is compiled
+)
 IN_CI = bool(os.environ.get("CI"))
 
 

@@ -142,6 +142,8 @@ class Trainer:
         (spectral + extra).backward()
         nn.utils.clip_grad_norm_(self.mimi.parameters(), 1.0)
         self.optimizer.step()
+        # A fused optimizer writes weights without saying so, and what is derived from them has to know.
+        torch.autograd.graph.increment_version(self.mimi.parameters())
         self.step += 1
         return float(spectral.detach())
 

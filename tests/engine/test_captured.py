@@ -14,6 +14,7 @@ from serve_app.engine.batch import TickBatch, TickResult
 from serve_app.engine.captured import SIZES, Capture, CudaCapture, EagerTwin, Kind, bucket_sizes
 from serve_app.engine.model_runner import Habits, ModelRunner
 from serve_app.engine.staging import Block, TickBuffers, TickShape
+from serve_app.model import fused
 from serve_app.model.duplex import Duplex
 from serve_app.model.state import leaves
 from serve_app.spec import GREEDY, SessionSpec
@@ -147,6 +148,14 @@ def live() -> ModelRunner:
     return runner()
 
 
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As away from the CPU, where fused operations are taken and no value is looked at."""
+    monkeypatch.setattr(fused, "direct", lambda x: False)
+    monkeypatch.setattr(fused, "_nobody_draws", lambda temperature: False)
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_a_replayed_tape_says_what_live_rows_are_told_as_sessions_come_and_go() -> None:
     cuda = FakeCuda()
     talk = Conversation(runner(CudaCapture(torch.device("cpu"), cuda)), live())
@@ -160,6 +169,7 @@ def test_a_replayed_tape_says_what_live_rows_are_told_as_sessions_come_and_go() 
     assert sum(graph.replays for graph in cuda.graphs) == 1 + 9  # one to warm up
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_tick_replays_one_graph_and_runs_no_python_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, calls = FakeCuda(), []
     captured = runner(CudaCapture(torch.device("cpu"), cuda))
@@ -182,6 +192,7 @@ def test_a_tick_copies_once_each_way_whatever_it_holds(slots: list[int], monkeyp
     assert len(copies) == 2
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_every_graph_is_captured_at_the_start_largest_first_into_one_pool() -> None:
     cuda = FakeCuda()
     made = runner(CudaCapture(torch.device("cpu"), cuda))
@@ -314,6 +325,7 @@ def test_the_smallest_bucket_and_the_least_kind_are_taken_and_counted() -> None:
     assert counted["padding_rows"] == 1
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_model_that_cannot_be_guided_prepares_no_twins() -> None:
     cuda = FakeCuda()
     made = ModelRunner(model(), 3, capture=CudaCapture(torch.device("cpu"), cuda))
