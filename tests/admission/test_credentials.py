@@ -90,7 +90,7 @@ def test_any_text_is_refused_in_the_same_words(presented: str) -> None:
     ["", KEY.text + "\n", KEY.text + "=", " " + KEY.text, KEY.text.upper(), KEY.text[:-1], KEY.text * 2, KEY.record.key,
      KEY.record.digest, f"chorus_{KEY.record.key}_" + "A" * 43, f"chorus_{'0' * 12}_" + KEY.text[-43:], "x" * 10**6,
      "\ud800", "../" + KEY.text],
-    ids=lambda text: repr(text[:20]),
+    ids=range(14),  # the key is another one in every process
 )  # fmt: skip
 def test_nearly_a_key_opens_nothing(presented: str) -> None:
     with pytest.raises(NotAllowed):
