@@ -20,9 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from serve_app.checkpoint.codec import read_mimi_config
-from serve_app.checkpoint.duplex import build_on_meta
-from serve_app.checkpoint.published import MIMI, MOSHI_7B
 from serve_app.model.duplex import Duplex
 from serve_app.model.lm import Given, LMConfig
 from serve_app.model.state import Rows
@@ -141,6 +138,11 @@ def count(duplex: Duplex, rows: int = 4) -> TickKernels:
 
 def published() -> Duplex:
     """Moshi 7B in bf16 and the published Mimi in fp32, on the meta device."""
+    # Here, because counting needs torch alone.
+    from serve_app.checkpoint.codec import read_mimi_config
+    from serve_app.checkpoint.duplex import build_on_meta
+    from serve_app.checkpoint.published import MIMI, MOSHI_7B
+
     lm = LMConfig.from_kyutai(MOSHI_7B, "published")
     duplex = build_on_meta(read_mimi_config(MIMI, lm.mimi_codebooks, "published"), lm)
     duplex.lm.to(torch.bfloat16)

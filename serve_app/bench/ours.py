@@ -1,14 +1,13 @@
 """Our tick as an engine runs it: a `ModelRunner`, numpy in and numpy out."""
 
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import torch
 
 from serve_app.bench.fill import place, rewind
 from serve_app.engine.batch import TickBatch, TickResult
+from serve_app.engine.captured import capture_on
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.model.duplex import Duplex
 from serve_app.spec import GREEDY, SessionSpec
@@ -28,7 +27,7 @@ class Ours:
 
     def __init__(self, duplex: Duplex, slots: int, seed: int = 0) -> None:
         self.duplex = duplex
-        self.runner = ModelRunner(duplex, slots, **_captured(duplex.lm.text_linear.weight.device))
+        self.runner = ModelRunner(duplex, slots, capture=capture_on(duplex.lm.text_linear.weight.device))
         self.runner.warm_up()
         self.last: TickResult | None = None
         self._heard = noise(slots, seed)
@@ -60,15 +59,6 @@ class Ours:
         self.last = self.runner.run(batch)
         self._ticks += 1
         return self.last.stage_ms
-
-
-def _captured(device: torch.device) -> dict[str, Any]:
-    """What makes a runner capture its ticks where this build can and the device gains by it."""
-    try:
-        captured: Any = importlib.import_module("serve_app.engine.captured")
-    except ModuleNotFoundError:
-        return {}
-    return {"capture": captured.capture_on(device)}
 
 
 def noise(rows: int, seed: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:

@@ -55,11 +55,8 @@ def closing(result: Mapping[str, Any]) -> Iterator[str]:
         further = "" if found["measured"] else " (drawn further than measured)"
         yield f"{start}, {found['by_time']} by time{further}: {found['sessions']}, {found['binds']} binds"
     kernels = result["kernels"]
-    if kernels is None:
-        yield "kernels a tick: not counted in this build"
-    else:
-        parts = ", ".join(f"{name} {count}" for name, count in kernels.items())
-        yield f"kernels a tick: {sum(kernels.values())} ({parts})"
+    parts = ", ".join(f"{name} {count}" for name, count in kernels.items())
+    yield f"kernels a tick: {sum(kernels.values())} ({parts})"
     sparse = result["sparse"]
     if isinstance(sparse, str):
         yield f"4 live rows among 64 slots: {sparse}"

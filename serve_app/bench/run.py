@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from serve_app.bench import agreement, capacity, report
-from serve_app.bench.launches import kernels_of
+from serve_app.bench.kernels import count
 from serve_app.bench.lengths import Lengths, mean
 from serve_app.bench.machine import Machine
 from serve_app.bench.models import build, bytes_of, on_meta, parameters_of
@@ -108,7 +108,7 @@ class Run:
             "agreement": {},
             "cells": [],
             "capacity": [],
-            "kernels": None,
+            "kernels": {},
             "sparse": None,
             "sustained": [],
         }
@@ -135,7 +135,7 @@ class Run:
         self.ours = ours
         if self.asked.sparse:
             self.result["sparse"] = self._sparse(0 if ours is None else ours.runner.slots)
-        self.result["kernels"] = kernels_of(self._on_meta())
+        self.result["kernels"] = count(self._on_meta()).by_stage
         for line in report.closing(self.result):
             self._say(line)
         return self.result

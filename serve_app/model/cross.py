@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serve_app.model.ring import attend_masked
+from serve_app.model.fused import attend_masked
 from serve_app.model.state import Rows
 
 

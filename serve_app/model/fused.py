@@ -265,19 +265,20 @@ def _decode_attention(
         pages = store[table]  # [R, blocks, page, H, D]
         if scale is not None:
             pages = pages.float() * scale[table][..., None]
-        return pages.flatten(1, 2)[:, :capacity].transpose(1, 2).to(query.dtype)  # [R, H, C, D]
+        return pages.flatten(1, 2)[:, :capacity].transpose(1, 2)  # [R, H, C, D]
 
     position = torch.arange(min(capacity, table.shape[1] * keys.shape[1]), device=length.device)
     visible = (position < length[:, None])[:, None, None]
     own, seen = held(keys, key_scale), held(values, value_scale)
-    return _attend(query[:, :, None], own, seen, visible)[:, :, 0]
+    return attend_masked(query[:, :, None], own, seen, visible)[:, :, 0]
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+def attend_masked(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """Scaled dot-product attention ``[R, Hq, T, D]`` over ``[R, H, C, D]``; heads of a group share keys."""
     groups = query.shape[1] // keys.shape[1]
     if groups > 1:
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+    return F.scaled_dot_product_attention(query, keys.to(query.dtype), values.to(query.dtype), attn_mask=visible)
 
 
 @custom_op("chorus::decode_attention", mutates_args=())
@@ -308,28 +309,29 @@ def _(
     return query.new_empty(query.shape)
 
 
-def window(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
-    """Ring positions ``int64[R, T]`` of new steps, and what each sees, ``bool[R, 1, T, C]``: see `ring.Window.at`."""
-    return (_window if direct(offset) else _window_op)(offset, steps, capacity)
+def window(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
+    """Ring positions ``int64[R, T]`` of new steps, and ``bool[R, 1, T, span]``: what each sees of the first ones."""
+    return (_window if direct(offset) else _window_op)(offset, steps, capacity, span)
 
 
-def _window(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
+def _window(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
     query = offset[:, None] + torch.arange(steps, device=offset.device)  # [R, T]
-    newest = query[:, -1:]
-    key = newest - (newest - torch.arange(capacity, device=offset.device)) % capacity  # [R, C], negative when empty
-    visible = (key[:, None, :] >= 0) & (key[:, None, :] <= query[:, :, None])
+    newest = query[:, -1:]  # [R, 1]
+    ring = torch.arange(span, device=offset.device)
+    key = newest - (newest - ring) % capacity  # [R, span], offset held at each ring position; negative when empty
+    visible = (key[:, None, :] >= 0) & (key[:, None, :] <= query[:, :, None])  # [R, T, span]
     return query % capacity, visible[:, None]
 
 
 @custom_op("chorus::window", mutates_args=())
-def _window_op(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
-    return _window(offset, steps, capacity)
+def _window_op(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
+    return _window(offset, steps, capacity, span)
 
 
 @_window_op.register_fake
-def _(offset: Tensor, steps: int, capacity: int) -> tuple[Tensor, Tensor]:
+def _(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
     rows = offset.shape[0]
-    return offset.new_empty(rows, steps), offset.new_empty(rows, 1, steps, capacity, dtype=torch.bool)
+    return offset.new_empty(rows, steps), offset.new_empty(rows, 1, steps, span, dtype=torch.bool)
 
 
 def ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
@@ -342,8 +344,8 @@ def ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, v
 
 
 def _ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
-    own, seen = (store.index_select(0, slots).transpose(1, 2).to(query.dtype) for store in (keys, values))
-    return _attend(query, own, seen, visible)
+    own, seen = (store.index_select(0, slots).transpose(1, 2) for store in (keys, values))
+    return attend_masked(query, own, seen, visible)
 
 
 @custom_op("chorus::ring_attention", mutates_args=())
@@ -383,7 +385,7 @@ def depth_attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values
     if index == 0 and query.shape[1] == key.shape[1]:  # the softmax of one is 1
         attended = value
     else:
-        attended = _attend(query, keys.narrow(2, 0, index + 1), values.narrow(2, 0, index + 1), None)
+        attended = attend_masked(query, keys.narrow(2, 0, index + 1), values.narrow(2, 0, index + 1), None)
     return attended.reshape(query.shape[0], 1, -1)
 
 

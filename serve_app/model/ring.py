@@ -8,13 +8,13 @@ import dataclasses
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from serve_app.model.fused import attend_masked
 from serve_app.model.quantised_kv import KV_DTYPES, KvName, dequantise, quantise, scale_like
 from serve_app.model.state import Rows
 from serve_app.model.window import Held, Window
 
-__all__ = ["KvRing", "KvStore", "Window", "attend_masked"]
+__all__ = ["KvRing", "KvStore", "Window"]
 
 Kept = tuple[Tensor, Tensor | None]
 """Numbers ``[..., D]`` and, of 8-bit ones, their scales ``[...]``."""
@@ -167,15 +167,6 @@ class KvRing(KvStore):
             return store[slot : slot + 1, :steps], None if scale is None else scale[slot : slot + 1, :steps]
 
         return read(self.keys, self.key_scale), read(self.values, self.value_scale)
-
-
-def attend_masked(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Scaled dot-product attention ``[R, Hq, T, D]`` over ``[R, H, C, D]``; heads of a group share keys."""
-    groups = query.shape[1] // keys.shape[1]
-    if groups > 1:
-        keys = keys.repeat_interleave(groups, dim=1)
-        values = values.repeat_interleave(groups, dim=1)
-    return F.scaled_dot_product_attention(query, keys.to(query.dtype), values.to(query.dtype), attn_mask=visible)
 
 
 def _plain(kept: Kept, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from serve_app.model.cross import CrossAttention, CrossLook, CrossMemory, CrossS
 from serve_app.model.linear import Linear
 from serve_app.model.norm import NormName, Residual, make_norm
 from serve_app.model.pages import PageStore, Storage
-from serve_app.model.ring import KvRing, KvStore, Window, attend_masked
+from serve_app.model.ring import KvRing, KvStore, Window
 from serve_app.model.rope import Rotation, sinusoid
 from serve_app.model.state import Rows, commit
 
@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None, visible: Tensor) -> Tensor:
         q, k, v = self.project(x, rotation)
-        return self.merge(attend_masked(q, k, v, visible))
+        return self.merge(fused.attend_masked(q, k, v, visible))
 
     def step(self, x: Tensor, ring: KvStore, now: "Moment") -> Tensor:
         if now.length is not None and ring.key_scale is None:
@@ -307,7 +307,7 @@ class Transformer(nn.Module):
         """`step`, its last addition not made yet: a norm may follow."""
         steps = x.shape[1]
         offset = rows.read(state.offset)  # [R]
-        window = self._window(offset, steps, rows, one_by_one)
+        window = Window.valid(offset, steps, self.config.context, rows, one_by_one=one_by_one)
         if state.pages is not None:
             window = state.pages.locate(window, rows)
         look = None if state.cross is None else state.cross.look(rows)
@@ -320,13 +320,6 @@ class Transformer(nn.Module):
             y = layer.step(y, ring, memory, now)
         commit(state.offset, rows, offset + steps)
         return y
-
-    def _window(self, offset: Tensor, steps: int, rows: Rows, one_by_one: bool) -> Window:
-        capacity = self.config.context
-        if one_by_one or fused.direct(offset):
-            return Window.valid(offset, steps, capacity, rows, one_by_one=one_by_one)
-        assert steps <= capacity, "a call writes no more steps than the ring holds"
-        return Window(rows.write[:, None], *fused.window(offset, steps, capacity))
 
     def _rotation(self, offset: Tensor, steps: int) -> Rotation | None:
         c = self.config

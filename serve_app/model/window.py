@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from serve_app.model import fused
 from serve_app.model.state import Rows
 
 CALL_ELEMENTS: Final = 44_000
@@ -81,8 +82,8 @@ class Window:
     @classmethod
     def at(cls, offset: Tensor, steps: int, capacity: int, rows: Rows) -> "Window":
         """The window of ``steps`` new steps at ``offset`` (``int64[R]``). ``steps`` may not exceed ``capacity``."""
-        visible, query = _visible(offset, steps, capacity, capacity)
-        return cls(rows.write[:, None], query % capacity, visible)
+        assert steps <= capacity, "a call writes no more steps than the ring holds"
+        return cls(rows.write[:, None], *fused.window(offset, steps, capacity, capacity))
 
     @classmethod
     def one_by_one(cls, offset: Tensor, steps: int, capacity: int, rows: Rows) -> "Window":
@@ -97,7 +98,7 @@ class Window:
         That is on the CPU. Elsewhere reading them would wait for the device and could not be captured, and a tensor
         that only stands for one while a step is traced has no value.
         """
-        if offset.device.type != "cpu" or type(offset) is not Tensor:
+        if not fused.direct(offset) or offset.device.type != "cpu" or type(offset) is not Tensor:
             return (cls.one_by_one if one_by_one else cls.at)(offset, steps, capacity, rows)
         made, slots = offset.tolist(), tuple(rows.slots.tolist())
         if one_by_one and max(made) + steps > capacity:
@@ -110,19 +111,8 @@ class Window:
         if held.alike:
             visible = torch.ones((1, 1, 1, held.span), dtype=torch.bool)
             return cls(rows.write[:, None], (offset % capacity)[:, None], visible, held=held)
-        visible, query = _visible(offset, steps, capacity, held.span)
-        return cls(rows.write[:, None], query % capacity, visible, held=held)
-
-
-def _visible(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
-    """``bool[R, 1, T, span]`` of the first ring positions, and offsets ``int64[R, T]`` of the new steps."""
-    assert steps <= capacity, "a call writes no more steps than the ring holds"
-    query = offset[:, None] + torch.arange(steps, device=offset.device)  # [R, T]
-    newest = query[:, -1:]  # [R, 1]
-    ring = torch.arange(span, device=offset.device)
-    key = newest - (newest - ring) % capacity  # [R, span], offset held at each ring position; negative when empty
-    visible = (key[:, None, :] >= 0) & (key[:, None, :] <= query[:, :, None])  # [R, T, span]
-    return visible[:, None], query
+        assert steps <= capacity, "a call writes no more steps than the ring holds"
+        return cls(rows.write[:, None], *fused.window(offset, steps, capacity, held.span), held=held)
 
 
 def _visible_beside(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:

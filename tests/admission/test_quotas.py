@@ -70,6 +70,8 @@ def test_a_start_that_found_no_room_costs_nothing() -> None:
     for _ in range(10):
         desk.quotas.require(tenant, 0)
     desk.start(tenant)
+    with pytest.raises(TooManyStarts):
+        desk.start(tenant)
 
 
 def test_a_wall_clock_that_jumps_grants_no_burst() -> None:

@@ -52,6 +52,7 @@ def test_a_lease_that_nobody_opened_gives_its_pages_back() -> None:
     bench.acquire(GUIDED)
     bench.clock.now_s += 10.0
     bench.open(spec=GUIDED)
+    assert _free(bench) == 0
 
 
 def test_where_pages_are_short_the_newest_waits_and_goes_on_when_somebody_leaves() -> None:

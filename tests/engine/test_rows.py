@@ -48,6 +48,7 @@ def test_lease_that_nobody_opened_gives_its_rows_back() -> None:
     bench.acquire(GUIDED)
     bench.clock.now_s += 10.0
     bench.open(spec=GUIDED)
+    assert bench.engine.stats().rows_free == 0
 
 
 def test_guided_and_unguided_sessions_hear_themselves_in_one_batch() -> None:

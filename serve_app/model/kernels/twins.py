@@ -5,37 +5,13 @@ Plain, not fast: a row at a time where that is clearer.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from serve_app.model.ring import attend_masked
+from serve_app.model.fused import add_norm, attend_masked, depth_attention
+from serve_app.model.quantised_kv import quantise
 from serve_app.model.rope import Rotation
 from serve_app.model.sampling import TOP_K_WIDTH, draw, exponential_noise
 
-
-def add_norm(
-    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None, scale: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`LayerScale`, the residual addition and `RmsNorm` in fp32, or layer norm."""
-    total = x.to(update.dtype) + (update if scale is None else scale * update)
-    return total, norm(total, weight, eps, bias)
-
-
-def norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None) -> Tensor:
-    """`rms_norm_f32`, or layer norm where there is a bias."""
-    y = x.float()
-    if bias is not None:
-        return F.layer_norm(y, (x.shape[-1],), weight.float(), bias.float(), eps).to(x.dtype)
-    return (y * (weight.float() * torch.rsqrt(eps + torch.mean(y**2, dim=-1, keepdim=True)))).to(x.dtype)
-
-
-def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``[..., D]`` and its scales ``fp32[...]``: the greatest value becomes the format's greatest."""
-    y = x.float()
-    reach = y.abs().amax(dim=-1)
-    greatest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-    scale = reach / greatest
-    y = y / torch.where(scale > 0, scale, 1.0)[..., None]
-    return (torch.round(y) if dtype == torch.int8 else y).to(dtype), scale
+__all__ = ["add_norm", "decode_attention", "depth_attention", "quantise", "rope_append", "sample"]
 
 
 def rope_append(
@@ -96,16 +72,6 @@ def _unpaged(store: Tensor, scales: Tensor | None, pages: Tensor, held: int, dty
     if scales is not None:
         x = x.float() * scales[pages].flatten(0, 1)[:held, :, None].float()
     return x.to(dtype).transpose(0, 1)[None]
-
-
-def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
-    """``[R, 1, Hq D]``."""
-    kv_heads, head_dim = keys.shape[1], keys.shape[3]
-    q, k, v = torch.split(qkv.view(*qkv.shape[:2], -1, head_dim).transpose(1, 2), [heads, kv_heads, kv_heads], dim=1)
-    keys[:, :, index : index + 1] = k
-    values[:, :, index : index + 1] = v
-    attended = attend_masked(q, keys[:, :, : index + 1], values[:, :, : index + 1], None)
-    return attended.transpose(1, 2).flatten(-2)
 
 
 def sample(

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from serve_app.model.fused import activate
+from serve_app.model.fused import activate, attend_masked
 from serve_app.model.kernels import ops, twins
 from serve_app.model.norm import RmsNorm, make_norm
-from serve_app.model.ring import attend_masked
 from serve_app.model.transformer import ActivationName, LayerScale
 
 
