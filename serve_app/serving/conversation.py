@@ -1,0 +1,183 @@
+"""One visitor's way through a gateway: let in, given a slot, heard and answered, and let go."""
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from fastapi import WebSocket
+
+from serve_app.checkpoint.text import TextPieces
+from serve_app.config import GatewaySettings
+from serve_app.errors import EngineFull, EngineLost
+from serve_app.link.channel import Channel
+from serve_app.serving.caller import Caller
+from serve_app.serving.connection import Connection, Ending
+from serve_app.serving.granted import Granted
+from serve_app.serving.instruments import GatewayInstruments
+from serve_app.serving.knock import Knock
+from serve_app.serving.leaving import WatchedSocket
+from serve_app.serving.meter import Meter
+from serve_app.serving.roster import Roster
+from serve_app.serving.session import CallForSlot, EngineLinks, Session
+from serve_app.serving.term import mind_term
+from serve_app.serving.texts import Texts
+from serve_app.spec import SessionSpec
+from serve_app.units import SessionId
+
+CHANGEOVER_S: Final = 0.05
+"""Between two questions for a slot whose last session is on its way out."""
+TEXT_S: Final = 1.0
+"""How long the directory may take to hand out a text model, while a leased slot waits."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class House:
+    """What all conversations of one gateway share."""
+
+    settings: GatewaySettings
+    call: CallForSlot
+    links: EngineLinks
+    roster: Roster
+    texts: Texts
+    meter: Meter
+    instruments: GatewayInstruments
+
+
+class Conversation:
+    """From the question to the last word. Belongs to one event loop; ``close`` it whatever happened.
+
+    Args:
+        house: the gateway's.
+        spec: the question.
+        caller: asks the authority; None where there is none.
+    """
+
+    def __init__(self, house: House, spec: SessionSpec, caller: Caller | None) -> None:
+        self.caller = caller
+        self._house = house
+        self._spec = spec
+        self._session = Session(house.call, house.links, spec)
+        self._pieces: TextPieces | None = None
+
+    async def begin(self, knock: Knock) -> None:
+        """Before the upgrade: who is told to wait is let in without a slot. Raises the refusal."""
+        if self.caller is not None:
+            await self.caller.open(knock)
+        if self.caller is None or not self.caller.waits:
+            self._pieces = await self._lease()
+
+    async def run(self, socket: WebSocket) -> None:
+        """Live on an accepted socket until one side ends it."""
+        watched = WatchedSocket(socket)
+        connection = Connection(
+            watched,
+            lambda: self._attach(connection),
+            self._pieces.stream() if self._pieces is not None else None,
+            time.monotonic,
+            silence_s=self._house.settings.silence_s,
+            minders=self._minders(lambda: connection),
+        )
+        ending = connection.ending
+        name = SessionId(secrets.token_hex(4))
+        logger.info("conversation start session=%s", name)
+        with self._house.meter.conversation(connection.receiver.traffic, connection.sender.traffic):
+            try:
+                ending = await connection.run()
+            except asyncio.CancelledError:
+                ending = connection.ending
+                if await watched.left_properly():
+                    ending = dataclasses.replace(ending, cause="client")
+                raise
+            finally:
+                self._house.meter.ended(ending.cause)
+                _log(name, ending)
+
+    async def close(self) -> None:
+        """First the slot, then the claim to it, so that whoever comes next finds it free. Idempotent."""
+        await self._session.close()
+        if self.caller is not None:
+            await self.caller.leave()
+
+    def _minders(self, connection: Callable[[], Connection]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        caller = self.caller
+        if caller is None:
+            return []
+        return [lambda: mind_term(caller, connection().tell, asyncio.sleep), caller.mind_orders]
+
+    async def _attach(self, connection: Connection) -> Channel:
+        """The slot, opened: who waits is let in first."""
+        caller = self.caller
+        if caller is None:
+            return await self._open()
+        if caller.waits:
+            await caller.queue(connection.tell)
+            found = await self._lease()
+            connection.writes(found.stream() if found is not None else None)
+        # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
+        channel, _ = await asyncio.gather(self._open(), caller.confirm())
+        caller.goes_live()
+        return channel
+
+    async def _open(self) -> Channel:
+        began_s = time.monotonic()
+        channel = await self._session.attach(self._house.settings.opened_s)
+        self._house.instruments.shook_hands(time.monotonic() - began_s)
+        return channel
+
+    # --- the slot -----------------------------------------------------------------------------------------------------
+
+    async def _lease(self) -> TextPieces | None:
+        """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth.
+
+        Returns what the text tokens of the engine that granted it mean.
+        """
+        began_s = time.monotonic()
+        granted = await (self._ask() if self.caller is None else self._claim(self.caller))
+        self._house.instruments.granted(time.monotonic() - began_s)
+        try:
+            return await asyncio.wait_for(self._house.texts.pieces(granted.text_model), TEXT_S)
+        except (LookupError, TimeoutError):
+            raise EngineLost from None  # it comes up: its text model is on the way
+
+    async def _ask(self) -> Granted:
+        """Ask until somebody grants: the router may choose a full engine while another has room, but not for ever."""
+        roster = self._house.roster
+        for asked in itertools.count(1):
+            try:
+                return await self._session.lease(self._house.settings.grant_wait_s)
+            except EngineFull as full:
+                obstacle = roster.obstacle(self._spec.rows)
+                if obstacle is not None or not full.slots or asked >= 2 * len(roster.engines):
+                    raise obstacle or full from None
+        raise AssertionError("counting does not end")
+
+    async def _claim(self, caller: Caller) -> Granted:
+        """Fetch the slot that is set aside. Who had it before may still be on the way out, a tick or two."""
+        patience_s = time.monotonic() + self._house.settings.grant_wait_s
+        while True:
+            try:
+                return await self._session.lease(self._house.settings.grant_wait_s, caller.admitted)
+            except EngineFull:
+                if time.monotonic() > patience_s:
+                    raise
+                await asyncio.sleep(CHANGEOVER_S)
+
+
+def _log(name: SessionId, ending: Ending) -> None:
+    logger.info(
+        "conversation end cause=%s session=%s duration_s=%.2f frames_in=%d frames_out=%d dropped=%d discarded=%d",
+        ending.cause,
+        name,
+        ending.duration_s,
+        ending.frames_in,
+        ending.frames_out,
+        ending.dropped,
+        ending.discarded,
+    )
