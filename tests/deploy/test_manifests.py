@@ -168,3 +168,9 @@ def test_the_tls_proxy_streams_and_keeps_no_log() -> None:
     assert "flush_interval -1" in told
     assert "output discard" in told
     assert "8998" in told
+
+
+@pytest.mark.parametrize("header", ["x-request-timeout-seconds", "x-request-disconnect-disabled"])
+def test_the_tls_proxy_passes_no_header_on_that_commands_ray(header: str) -> None:
+    told = (DEPLOY / "caddy" / "Caddyfile").read_text()
+    assert f"header_up -{header}\n" in told
