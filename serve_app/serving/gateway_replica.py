@@ -22,27 +22,27 @@ from serve_app.config import GatewaySettings, access_key, proxy_mode, require_ke
 from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.link.channel import Channel
 from serve_app.observability.logs import log_to_stderr
-from serve_app.serving.answers import NOT_FOUND, refusal
+from serve_app.serving.answers import NOT_FOUND, discreet, refusal
 from serve_app.serving.caller import Caller
 from serve_app.serving.connection import Connection
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard
 from serve_app.serving.door import Door
 from serve_app.serving.granted import Granted
-from serve_app.serving.info import describe
+from serve_app.serving.info import describe, readiness
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
-from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandle, http_host
-from serve_app.serving.roster import Roster
+from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandles, http_host
+from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
 from serve_app.serving.term import mind_term
 from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES, SessionId
-from serve_app.wire.query import parameters_in, parse_chat_query
+from serve_app.wire.query import model_asked, parameters_in, parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
@@ -70,7 +70,7 @@ class GatewayReplica:
         self._admission = AdmissionHandle(admission) if admission is not None else None
         self._callers: dict[SessionId, Caller] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._leases = LeaseHandle()
+        self._leases = LeaseHandles()
         self._links = EngineLinks()
         self._directory = DirectoryHandle()
         self._texts = Texts(self._directory.text_model)
@@ -92,6 +92,7 @@ class GatewayReplica:
             app.add_api_route("/api/ticket", pages.ticket, methods=["POST"])
             app.add_api_route("/api/usage", pages.usage, methods=["GET"])
         app.add_api_websocket_route("/api/chat", self.chat)
+        app.add_api_websocket_route("/api/chat/{model}", self.chat)
         app.add_api_websocket_route("/{path:path}", self.nowhere)
         app.add_exception_handler(404, _no_such_path)
         folder = page_folder()
@@ -104,11 +105,8 @@ class GatewayReplica:
         return {"status": "ok"}
 
     async def ready(self) -> JSONResponse:
-        """Whether a conversation can start now, and why not."""
-        obstacle = self._roster.obstacle()
-        if obstacle is not None:
-            return refusal(obstacle)
-        return JSONResponse({"status": "ready", "gateway": self._name})
+        """Whether a conversation can start now, with any model, and why not with each."""
+        return readiness(self._roster, self._name)
 
     async def info(self, request: Request) -> JSONResponse:
         """What runs here, how busy it is and how fast: for whoever may open a conversation."""
@@ -116,7 +114,8 @@ class GatewayReplica:
             self._door.admit(request.headers, request.query_params)
         except ChorusError as error:
             return refusal(error)
-        return JSONResponse(describe(self._roster.engines, self._meter, proxy_mode(), self._name))
+        models = [model.name for model in self._roster.models]
+        return JSONResponse(describe(self._roster.engines, models, self._meter, proxy_mode(), self._name))
 
     async def nowhere(self, socket: WebSocket) -> None:
         """Any other path."""
@@ -129,19 +128,19 @@ class GatewayReplica:
         caller: Caller | None = None
         try:
             try:
-                spec = await self._question(socket)
-                session = Session(self._leases.call, self._links, spec)
-                caller = self._caller(spec, socket)
+                model, spec = await self._question(socket)
+                session = Session(self._leases.of(model.application).call, self._links, spec)
+                caller = self._caller(model, spec, socket)
                 if caller is not None:
                     await caller.open(Knock.of(socket.headers, socket.query_params))
                 waits = caller is not None and caller.waits
-                pieces = None if waits else await self._lease(session, spec.rows, caller)
+                pieces = None if waits else await self._lease(session, model, spec.rows, caller)
             except ChorusError as error:
                 self._note_refusal(error.reason)
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
-            await self._converse(socket, session, pieces, spec.rows, caller)
+            await self._converse(socket, session, pieces, model, spec.rows, caller)
         finally:
             if session is not None:
                 # In a context of its own: Ray would end a call made inside a request together with that request.
@@ -150,30 +149,29 @@ class GatewayReplica:
                 leaving.add_done_callback(self._leaving.discard)
                 await asyncio.shield(leaving)
 
-    async def _question(self, socket: WebSocket) -> SessionSpec:
+    async def _question(self, socket: WebSocket) -> tuple[ServedModel, SessionSpec]:
         """What a visitor asks for, who may ask. Where tenants knock, a credential is judged with the question itself.
 
-        Raises ParameterRefused only to whom we know.
+        Raises ParameterRefused and ModelUnknown only to whom we know.
         """
         if self._settings.tenants is None:
             self._door.admit(socket.headers, socket.query_params)
+        asked: str | None = None
         try:
-            return parse_chat_query(socket.query_params, self._roster.offer()).spec
-        except ChorusError:
-            if self._settings.tenants is not None and self._admission is not None:
-                found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
-                if isinstance(found, ChorusError):
-                    raise found from None
-            raise
+            asked = model_asked(socket.query_params, socket.path_params.get("model", ""))
+            model = self._roster.served(asked)
+            return model, parse_chat_query(socket.query_params, model.offer).spec
+        except ChorusError as error:
+            if self._settings.tenants is None or self._admission is None:
+                raise
+            found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+            raise discreet(error, found, asked) from None
 
-    def _caller(self, spec: SessionSpec, socket: WebSocket) -> Caller | None:
-        """One who asks the authority; None where there is none. Raises EngineLost while nobody knows what runs here."""
+    def _caller(self, model: ServedModel, spec: SessionSpec, socket: WebSocket) -> Caller | None:
+        """One who asks the authority; None where there is none."""
         if self._admission is None:
             return None
-        model = self._roster.model()
-        if model is None:
-            raise EngineLost
-        caller = Caller(self._admission, model, spec.rows, parameters_in(socket.query_params), time.monotonic)
+        caller = Caller(self._admission, model.name, spec.rows, parameters_in(socket.query_params), time.monotonic)
         self._callers[caller.session] = caller
         return caller
 
@@ -199,14 +197,14 @@ class GatewayReplica:
         self._meter.refused(reason)
         logger.info("conversation refused reason=%s engines=%d", reason, len(self._roster.engines))
 
-    async def _lease(self, session: Session, rows: int, caller: Caller | None) -> TextPieces | None:
+    async def _lease(self, session: Session, model: ServedModel, rows: int, caller: Caller | None) -> TextPieces | None:
         """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth.
 
         Returns what the text tokens of the engine that granted it mean.
         """
         began_s = time.monotonic()
         if caller is None:
-            granted = await self._ask(session, rows)
+            granted = await self._ask(session, model.name, rows)
         else:
             granted = await self._claim(session, caller)
         self._instruments.granted(time.monotonic() - began_s)
@@ -215,14 +213,15 @@ class GatewayReplica:
         except (LookupError, TimeoutError):
             raise EngineLost from None  # it comes up: its text model is on the way
 
-    async def _ask(self, session: Session, rows: int) -> Granted:
+    async def _ask(self, session: Session, model: str, rows: int) -> Granted:
         """Ask until somebody grants: the router may choose a full engine while another has room, but not for ever."""
         for asked in itertools.count(1):
             try:
                 return await session.lease(self._settings.grant_wait_s)
             except EngineFull as full:
-                obstacle = self._roster.obstacle(rows)
-                if obstacle is not None or not full.slots or asked >= 2 * len(self._roster.engines):
+                obstacle = self._roster.obstacle(rows, model)
+                engines = sum(card.model == model for card in self._roster.engines)
+                if obstacle is not None or not full.slots or asked >= 2 * engines:
                     raise obstacle or full from None
         raise AssertionError("counting does not end")
 
@@ -238,7 +237,13 @@ class GatewayReplica:
                 await asyncio.sleep(CHANGEOVER_S)
 
     async def _converse(
-        self, socket: WebSocket, session: Session, pieces: TextPieces | None, rows: int, caller: Caller | None
+        self,
+        socket: WebSocket,
+        session: Session,
+        pieces: TextPieces | None,
+        model: ServedModel,
+        rows: int,
+        caller: Caller | None,
     ) -> None:
         watched = WatchedSocket(socket)
 
@@ -247,7 +252,7 @@ class GatewayReplica:
                 return await self._attach(session)
             if caller.waits:
                 await caller.queue(connection.tell)
-                found = await self._lease(session, rows, caller)
+                found = await self._lease(session, model, rows, caller)
                 connection.writes(found.stream() if found is not None else None)
             # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
             channel, _ = await asyncio.gather(self._attach(session), caller.confirm())
@@ -302,11 +307,14 @@ class GatewayReplica:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _warm(self, engines: Sequence[EngineCard]) -> None:
-        """Before the first visitor: the text model, and one lease there and back, so that Ray's routes are known."""
+        """Before the first visitor of a model: its text, and one lease there and back, so that Ray's routes are known.
+
+        All engines are of one application.
+        """
         for model in {card.text_model for card in engines}:
             await self._texts.pieces(model)
         if any(card.free for card in engines):  # when all slots are taken there is no trial, and no need of one
-            await _try(Session(self._leases.call, self._links, SessionSpec()))
+            await _try(Session(self._leases.of(engines[0].application).call, self._links, SessionSpec()))
 
 
 async def _try(trial: Session) -> None:
