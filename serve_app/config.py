@@ -296,7 +296,7 @@ class TenancySettings(Settings):
     """Who may open conversations, where there are tenants: `docs/tenants.md` describes the files.
 
     Attributes:
-        file: the tenants' file.
+        file: the tenants' file. One that is not here is sought in the package, where an example is.
         keys: the keys' file, as ``serve_app keys`` writes it.
         ledger: address of the database that keeps seconds of conversation; may hold a password.
         reload_s: how often both files are read again.
@@ -425,7 +425,7 @@ def read_config(path: Path) -> Config:
         ConfigError: cannot be read, no YAML, or a key is unknown, missing or out of range; names the file and the key.
     """
     try:
-        content = yaml.safe_load(_located(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(located_file(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -457,6 +457,12 @@ def checked(kind: type[SettingsT], content: object, where: str) -> SettingsT:
     except pydantic.ValidationError as error:
         problems = [f"{_key(problem['loc'])}: {_why(problem)}" for problem in error.errors(include_url=False)]
         raise ConfigError(where, "; ".join(problems)) from None
+
+
+def located_file(path: Path) -> Path:
+    """The path, or where the package has a file of this name when there is none here."""
+    shipped = PACKAGE / path
+    return shipped if not path.exists() and shipped.exists() else path
 
 
 def access_key() -> str | None:
@@ -513,11 +519,6 @@ def _require_names(engines: Mapping[str, EngineSettings], where: str) -> None:
         if engine.name in owners:
             raise ConfigError(where.format(application), f"name: {engine.name} is {owners[engine.name]}'s already")
         owners[engine.name] = application
-
-
-def _located(path: Path) -> Path:
-    shipped = PACKAGE / path
-    return shipped if not path.exists() and shipped.exists() else path
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from serve_app import config
-from serve_app.config import EngineSettings, GatewaySettings, checked, is_loopback, read_config
+from serve_app.accounts.tenants_file import read_tenants
+from serve_app.config import EngineSettings, GatewaySettings, checked, is_loopback, located_file, read_config
 from serve_app.engine.limits import Limits, Pace
 from serve_app.errors import ConfigError
 
@@ -99,6 +100,18 @@ def test_the_defaults_of_limits_and_pace_are_the_engines_own() -> None:
 
 def test_the_demo_is_called_a_parrot_which_is_what_its_page_looks_for() -> None:
     assert read_config(next(path for path in SHIPPED if path.name == "demo.yaml")).engine.name == "parrot"
+
+
+def test_the_fleets_twin_has_two_of_each_tenants_a_queue_and_an_example_that_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read = read_config(Path("configs/fleet.yaml"))
+    assert (read.engine.engines, read.gateway.replicas) == (2, 2)
+    assert read.gateway.queue > 0
+    assert read.gateway.tenants is not None
+    tenants = read_tenants(located_file(Path(read.gateway.tenants.file)))
+    assert all(tenant.may_use(str(read.engine.name)) for tenant in tenants)
 
 
 def test_production_lets_conversations_end_when_a_gateway_is_replaced() -> None:
