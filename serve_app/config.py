@@ -1,6 +1,6 @@
 """What a deployment is made of, read once from YAML and frozen.
 
-The file is Ray Serve's own format with two applications, so that ``serve run FILE`` and ``serve_app up FILE`` read the
+The file is Ray Serve's own format with our applications, so that ``serve run FILE`` and ``serve_app up FILE`` read the
 same words. Ray checks its part loosely and knows nothing of ours; here every key is known or nothing starts.
 Defaults are safe, local and small. This is also the one place that reads the environment.
 """
@@ -20,6 +20,7 @@ KEY_VARIABLE: Final = "CHORUS_KEY"
 HA_PROXY_VARIABLE: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 ENGINE_APPLICATION: Final = "engine"
 GATEWAY_APPLICATION: Final = "gateway"
+APPLICATION_NAME: Final = r"^(gateway|engine(-[a-z0-9]+)*)$"
 MIN_KEY_CHARACTERS: Final = 16
 
 PACKAGE: Final = Path(__file__).parent
@@ -160,14 +161,42 @@ class PromptSettings(Settings):
         return self.cache_mib << 20
 
 
-class EngineSettings(Settings):
-    """Args of the application ``engine``.
+class ScalingSettings(Settings):
+    """How many engines of a model there are, by use; `admission.scaling.ScalingRules` has these defaults.
 
     Attributes:
-        name: what ``/info`` and the page call the model; ``None`` is the last part of the checkpoint's source.
+        min_engines, max_engines: bounds.
+        min_free: rows to keep free for those who come while another engine starts.
+        tick_s: an engine is full where the measured curve predicts longer ticks.
+        slack: an engine goes only if the others would do for so much more than is wanted.
+        upscale_delay_s, downscale_delay_s: more, or fewer, must be wanted for so long without a break.
+    """
+
+    min_engines: int = pydantic.Field(1, ge=1, le=256)
+    max_engines: int = pydantic.Field(ge=1, le=256)
+    min_free: int = pydantic.Field(1, ge=0, le=1_024)
+    tick_s: float = pydantic.Field(0.064, gt=0, le=0.08)
+    slack: float = pydantic.Field(0.1, ge=0, le=10)
+    upscale_delay_s: float = pydantic.Field(5.0, ge=0, le=3_600)
+    downscale_delay_s: float = pydantic.Field(600.0, ge=0, le=86_400)
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_engines > self.max_engines:
+            raise ValueError("min_engines is above max_engines")
+        return self
+
+
+class EngineSettings(Settings):
+    """Args of the application ``engine``, and of every ``engine-NAME``.
+
+    Attributes:
+        name: what clients, ``/info`` and the page call the model; ``None`` is the last part of the checkpoint's source.
+            Where there are several models each needs one of its own.
         slots: conversations per engine; the deployment's ``max_ongoing_requests`` follows from it.
         rows: rows of the batch; a guided conversation takes two. ``None``: as many as slots.
-        engines: replicas, one per GPU.
+        engines: replicas, one per GPU; with ``scaling`` so many at the start.
+        scaling: as many engines as conversations need; ``None`` keeps ``engines``.
         runner: ``model``, or ``passthrough``: each frame comes back as it went in, to test and measure the path.
         checkpoint: which weights; ``None`` with ``passthrough``.
         device: ``cpu`` or ``cuda``.
@@ -195,6 +224,7 @@ class EngineSettings(Settings):
     slots: int = pydantic.Field(4, ge=1, le=1024)
     rows: int | None = pydantic.Field(None, ge=1, le=2048)
     engines: int = pydantic.Field(1, ge=1, le=256)
+    scaling: ScalingSettings | None = None
     runner: Literal["model", "passthrough"] = "model"
     checkpoint: CheckpointSettings | None = None
     device: str = "cpu"
@@ -223,6 +253,22 @@ class EngineSettings(Settings):
         """Rows of the batch."""
         return self.rows if self.rows is not None else self.slots
 
+    @property
+    def first_engines(self) -> int:
+        """Engines at the start."""
+        return self.engines if self.scaling is None else max(self.engines, self.scaling.min_engines)
+
+    @property
+    def most_engines(self) -> int:
+        """Engines that there may ever be."""
+        return self.engines if self.scaling is None else self.scaling.max_engines
+
+    @pydantic.model_validator(mode="after")
+    def _engines_within_bounds(self) -> Self:
+        if self.scaling is not None and self.engines > self.scaling.max_engines:
+            raise ValueError("engines is above scaling.max_engines")
+        return self
+
     @pydantic.model_validator(mode="after")
     def _rows_suffice(self) -> Self:
         if self.rows is not None and self.rows < self.slots:
@@ -250,7 +296,7 @@ class TenancySettings(Settings):
     """Who may open conversations, where there are tenants: `docs/tenants.md` describes the files.
 
     Attributes:
-        file: the tenants' file.
+        file: the tenants' file. One that is not here is sought in the package, where an example is.
         keys: the keys' file, as ``serve_app keys`` writes it.
         ledger: address of the database that keeps seconds of conversation; may hold a password.
         reload_s: how often both files are read again.
@@ -311,7 +357,7 @@ class HttpSettings(Settings):
 class ApplicationSettings(Settings):
     """One entry of Ray's ``applications``."""
 
-    name: Literal["engine", "gateway"]
+    name: str = pydantic.Field(pattern=APPLICATION_NAME)
     route_prefix: str | None = None
     import_path: str
     args: dict[str, Any] = {}
@@ -319,7 +365,7 @@ class ApplicationSettings(Settings):
 
 
 class ServeSettings(Settings):
-    """A whole file: Ray's keys that we use, and our two applications."""
+    """A whole file: Ray's keys that we use, and our applications: engines of each model, and gateways."""
 
     proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http_options: HttpSettings = HttpSettings()
@@ -327,11 +373,20 @@ class ServeSettings(Settings):
     applications: tuple[ApplicationSettings, ...]
 
     @pydantic.model_validator(mode="after")
-    def _both_applications(self) -> Self:
+    def _all_applications(self) -> Self:
         names = sorted(application.name for application in self.applications)
-        if names != [ENGINE_APPLICATION, GATEWAY_APPLICATION]:
-            raise ValueError(f"needs the applications engine and gateway, once each; has {', '.join(names) or 'none'}")
+        if {ENGINE_APPLICATION, GATEWAY_APPLICATION} - set(names) or len(set(names)) < len(names):
+            raise ValueError(
+                "needs the applications engine and gateway, once each, and may have others called engine-NAME; "
+                f"has {', '.join(names) or 'none'}"
+            )
         return self
+
+    @property
+    def engine_applications(self) -> list[str]:
+        """Names of those that are engines, that of the first model first."""
+        names = [application.name for application in self.applications if application.name != GATEWAY_APPLICATION]
+        return sorted(names, key=lambda name: name != ENGINE_APPLICATION)
 
     def args(self, name: str) -> dict[str, Any]:
         """The args of one application as written."""
@@ -339,14 +394,28 @@ class ServeSettings(Settings):
 
 
 class Config(pydantic.BaseModel):
-    """A checked file: Ray's part and both applications' args."""
+    """A checked file: Ray's part and every application's args.
+
+    Attributes:
+        engines: application to its args; the first is who answers where nobody names a model.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True)
 
     path: Path
     serve: ServeSettings
-    engine: EngineSettings
+    engines: dict[str, EngineSettings]
     gateway: GatewaySettings
+
+    @property
+    def engine(self) -> EngineSettings:
+        """Of the first model."""
+        return self.engines[ENGINE_APPLICATION]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What the models are called, where there are several; none where there is one, which may go without."""
+        return tuple(engine.name for engine in self.engines.values() if engine.name) if len(self.engines) > 1 else ()
 
 
 def read_config(path: Path) -> Config:
@@ -356,17 +425,21 @@ def read_config(path: Path) -> Config:
         ConfigError: cannot be read, no YAML, or a key is unknown, missing or out of range; names the file and the key.
     """
     try:
-        content = yaml.safe_load(_located(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(located_file(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(str(path), f"is not YAML: {error}") from error
     serve = checked(ServeSettings, content, str(path))
     where = f"{path}: applications.{{}}.args"
+    engines = {
+        name: checked(EngineSettings, serve.args(name), where.format(name)) for name in serve.engine_applications
+    }
+    _require_names(engines, where)
     return Config(
         path=path,
         serve=serve,
-        engine=checked(EngineSettings, serve.args(ENGINE_APPLICATION), where.format(ENGINE_APPLICATION)),
+        engines=engines,
         gateway=checked(GatewaySettings, serve.args(GATEWAY_APPLICATION), where.format(GATEWAY_APPLICATION)),
     )
 
@@ -384,6 +457,12 @@ def checked(kind: type[SettingsT], content: object, where: str) -> SettingsT:
     except pydantic.ValidationError as error:
         problems = [f"{_key(problem['loc'])}: {_why(problem)}" for problem in error.errors(include_url=False)]
         raise ConfigError(where, "; ".join(problems)) from None
+
+
+def located_file(path: Path) -> Path:
+    """The path, or where the package has a file of this name when there is none here."""
+    shipped = PACKAGE / path
+    return shipped if not path.exists() and shipped.exists() else path
 
 
 def access_key() -> str | None:
@@ -431,9 +510,15 @@ def proxy_mode() -> Literal["haproxy", "python"]:
     return "haproxy" if os.environ.get(HA_PROXY_VARIABLE) == "1" else "python"
 
 
-def _located(path: Path) -> Path:
-    shipped = PACKAGE / path
-    return shipped if not path.exists() and shipped.exists() else path
+def _require_names(engines: Mapping[str, EngineSettings], where: str) -> None:
+    """Clients choose a model by its name. Raises ConfigError."""
+    owners: dict[str | None, str] = {}
+    for application, engine in engines.items() if len(engines) > 1 else ():
+        if engine.name is None:
+            raise ConfigError(where.format(application), "name: missing; where there are several models each needs one")
+        if engine.name in owners:
+            raise ConfigError(where.format(application), f"name: {engine.name} is {owners[engine.name]}'s already")
+        owners[engine.name] = application
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -152,18 +152,23 @@ class Forbidden(PeerError):
 
 
 class ModelUnknown(PeerError):
-    """Nobody here serves the model that was asked for."""
+    """Nobody here serves the model that was asked for.
+
+    Attributes:
+        known: what is served, as far as the peer may know.
+    """
 
     reason = "unknown_model"
     close_code = 1008
     http_status = 404
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
-        self.model = model
+    def __init__(self, model: str, known: Sequence[str] = ()) -> None:
+        super().__init__(model, tuple(known))
+        self.model, self.known = model, tuple(known)
 
     def __str__(self) -> str:
-        return f"no such model: {self.model[:64]!r}"
+        others = f"; there is {', '.join(self.known)}" if self.known else ""
+        return f"no such model: {self.model[:64]!r}{others}"
 
 
 class SessionOver(PeerError):
@@ -261,6 +266,15 @@ class EngineFull(CapacityError):
         if self.rows_wanted:
             return "all rows of the batch are taken"
         return f"all {self.slots} slots are taken" if self.slots else "all slots are taken"
+
+
+class EngineLate(EngineFull):
+    """There are free slots, and the ticks take longer than a frame: one more conversation would be one too many."""
+
+    reason = "late"
+
+    def __str__(self) -> str:
+        return "the server does not keep up with those that it has; try again"
 
 
 class QueueFull(CapacityError):

@@ -264,7 +264,7 @@ class Authority:
             return NotAllowed("no such tenant")
         if self._register.sessions_of(tenant.name) > tenant.concurrent_sessions:
             return TooManySessions(tenant.concurrent_sessions, SESSIONS_RETRY_S)
-        if tenant.models is not None and pool.model not in tenant.models:
+        if not tenant.may_use(pool.model):
             return Forbidden(f"model {pool.model[:64]!r}")
         return EngineLost() if 0 < pool.largest < waiter.rows else None
 

@@ -42,13 +42,17 @@ class Tenant:
         assert NAME.fullmatch(self.name), self.name
         assert 0 < self.weight < math.inf, self.weight
 
+    def may_use(self, model: str) -> bool:
+        """Whether this model is one of its."""
+        return self.models is None or model in self.models
+
     def permit(self, model: str, parameters: Iterable[str]) -> None:
         """Let a session of this kind pass.
 
         Raises:
             Forbidden: names the model or the parameter.
         """
-        if self.models is not None and model not in self.models:
+        if not self.may_use(model):
             raise Forbidden(f"model {model[:64]!r}")
         if self.parameters is not None:
             refused = sorted(name for name in parameters if name not in self.parameters)

@@ -13,7 +13,7 @@ from serve_app.accounts.ledger import Ledger
 from serve_app.accounts.tenants_file import TenantsFile
 from serve_app.admission.credentials import KeyRing, Randomness
 from serve_app.admission.tenants import Tenants
-from serve_app.config import TenancySettings
+from serve_app.config import TenancySettings, located_file
 from serve_app.errors import ConfigError
 
 Look = tuple[tuple[int, int, int] | None, ...]
@@ -35,7 +35,7 @@ class Books:
     @classmethod
     def open(cls, settings: TenancySettings, wall: Callable[[], float], random: Randomness) -> Self:
         """Open all three. Raises ConfigError: names the file and the key, and shows no address of a database."""
-        paths = (Path(settings.file), Path(settings.keys))
+        paths = (located_file(Path(settings.file)), Path(settings.keys))
         look = _look(paths)
         keys = KeysFile(paths[1], wall, random)
         return cls(TenantsFile(paths[0]), keys, Ledger(settings.ledger), keys.ring(), paths, look)

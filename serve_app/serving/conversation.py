@@ -22,8 +22,9 @@ from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
-from serve_app.serving.roster import Roster
-from serve_app.serving.session import CallForSlot, EngineLinks, Session
+from serve_app.serving.ray_calls import LeaseHandles
+from serve_app.serving.roster import Roster, ServedModel
+from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.term import mind_term
 from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
@@ -42,7 +43,7 @@ class House:
     """What all conversations of one gateway share."""
 
     settings: GatewaySettings
-    call: CallForSlot
+    leases: LeaseHandles
     links: EngineLinks
     roster: Roster
     texts: Texts
@@ -55,15 +56,17 @@ class Conversation:
 
     Args:
         house: the gateway's.
+        model: which was asked for.
         spec: the question.
         caller: asks the authority; None where there is none.
     """
 
-    def __init__(self, house: House, spec: SessionSpec, caller: Caller | None) -> None:
+    def __init__(self, house: House, model: ServedModel, spec: SessionSpec, caller: Caller | None) -> None:
         self.caller = caller
         self._house = house
+        self._model = model
         self._spec = spec
-        self._session = Session(house.call, house.links, spec)
+        self._session = Session(house.leases.of(model.application).call, house.links, spec)
         self._pieces: TextPieces | None = None
 
     async def begin(self, knock: Knock) -> None:
@@ -153,8 +156,9 @@ class Conversation:
             try:
                 return await self._session.lease(self._house.settings.grant_wait_s)
             except EngineFull as full:
-                obstacle = roster.obstacle(self._spec.rows)
-                if obstacle is not None or not full.slots or asked >= 2 * len(roster.engines):
+                obstacle = roster.obstacle(self._spec.rows, self._model.name)
+                engines = sum(card.model == self._model.name for card in roster.engines)
+                if obstacle is not None or not full.slots or asked >= 2 * engines:
                     raise obstacle or full from None
         raise AssertionError("counting does not end")
 

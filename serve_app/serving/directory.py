@@ -1,4 +1,4 @@
-"""Which engines live, what they are and how busy: told by them once a second, asked by every gateway once a second.
+"""Which engines live, what they are and how busy: told by those of every model, asked by every gateway, once a second.
 
 Gateways never ask an engine itself: every call on an engine's handle takes one of its slots.
 """
@@ -9,6 +9,7 @@ from typing import Final
 
 from serve_app.admission.answers import EngineName
 from serve_app.admission.views import EngineView, LiveSession
+from serve_app.config import ENGINE_APPLICATION
 from serve_app.spec import Offer
 
 EXPIRY_S: Final = 5.0
@@ -52,6 +53,8 @@ class EngineCard:
         rows, rows_used: rows of the batch, of which a guided session takes two.
         offer: what sessions may ask for.
         draining, healthy: whether it takes new sessions, and whether its loop works.
+        late: its ticks miss their frames' deadlines: no new sessions until they do not.
+        application: of Ray Serve, where its slots are asked for. One application, one model.
         model, device, dtype: what it runs.
         state_bytes_per_slot: memory of one conversation.
         process_bytes: resident memory of the engine's process.
@@ -87,11 +90,18 @@ class EngineCard:
     versions: Mapping[str, str]
     text_model: TextModel | None
     counters: Mapping[str, int]
+    late: bool = False
+    application: str = ENGINE_APPLICATION
 
     @property
     def free(self) -> int:
         """Seats that a new session may get now."""
-        return 0 if self.draining or not self.healthy else min(self.slots - self.used, self.rows - self.rows_used)
+        return self.room if self.healthy and not self.draining and not self.late else 0
+
+    @property
+    def room(self) -> int:
+        """Seats that nobody has, whether or not they are given out."""
+        return min(self.slots - self.used, self.rows - self.rows_used)
 
 
 class Directory:

@@ -1,7 +1,9 @@
-"""The application ``engine``: a tiny directory above the engines.
+"""The application ``engine``, and every ``engine-NAME``: the engines of one model, with a tiny directory above them.
 
 The directory is the root because an application's root cannot have a router of its own in HAProxy mode, and because
-it answers questions about engines without taking their slots.
+it answers questions about engines without taking their slots. All engines of a cluster report to that of ``engine``;
+in other applications it is a root and no more. Each model is an application of its own, so that a new version of one
+leaves the others' engines alone.
 """
 
 import time
@@ -13,10 +15,11 @@ from ray.serve.config import RequestRouterConfig
 
 from serve_app.admission.views import EngineView, LiveSession
 from serve_app.config import EngineSettings, checked
-from serve_app.serving.directory import Directory, EngineCard, Orders
+from serve_app.serving.directory import HEARTBEAT_S, Directory, EngineCard, Orders
 from serve_app.serving.engine_replica import EngineReplica
 from serve_app.serving.placed_router import PlacedRouter
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
+from serve_app.serving.scaling import autoscaling
 
 UNBOUNDED_REQUESTS: Final = 10_000
 """Far above what is ever asked: over its limit Ray lets callers hang, and we refuse by ourselves."""
@@ -68,10 +71,13 @@ def build(args: dict[str, Any]) -> Application:
     settings = checked(EngineSettings, args, "application engine: args")
     engine = serve.deployment(
         name=ENGINE_DEPLOYMENT,
-        num_replicas=settings.engines,
+        num_replicas=settings.engines if settings.scaling is None else None,
+        autoscaling_config=autoscaling(settings.scaling, settings.first_engines) if settings.scaling else None,
         max_ongoing_requests=settings.slots + REFUSALS_AT_ONCE,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        request_router_config=RequestRouterConfig(request_router_class=cast(Any, PlacedRouter)),
+        request_router_config=cast(Any, RequestRouterConfig)(
+            request_router_class=PlacedRouter, request_routing_stats_period_s=HEARTBEAT_S
+        ),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,

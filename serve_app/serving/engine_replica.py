@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from serve_app.admission.deadlines import Deadlines
+from serve_app.admission.scaling import EngineLoad
 from serve_app.config import EngineSettings, require_key_beyond_loopback
 from serve_app.engine.engine import Engine
 from serve_app.engine.limits import Limits, Pace
@@ -22,9 +24,11 @@ from serve_app.serving.directory import HEARTBEAT_S, EngineCard, TextModel
 from serve_app.serving.granted import Admitted, Answer
 from serve_app.serving.instruments import EngineInstruments
 from serve_app.serving.lease_desk import LeaseDesk
+from serve_app.serving.placed_router import LATE
 from serve_app.serving.process import package_versions, resident_bytes
-from serve_app.serving.ray_calls import DirectoryHandle, http_host, link_host, replica_name
+from serve_app.serving.ray_calls import DirectoryHandle, application_name, http_host, link_host, replica_name
 from serve_app.serving.runners import Made, make_runner
+from serve_app.serving.scaling import figures
 from serve_app.spec import SessionSpec
 
 REPORT_S: Final = 3.0
@@ -46,7 +50,7 @@ class EngineReplica:
         log_to_stderr()
         require_key_beyond_loopback(http_host())
         self._settings = EngineSettings.model_validate(settings)
-        self._name = replica_name()
+        self._name, self._application = replica_name(), application_name()
         self._made = made = await asyncio.to_thread(make_runner, self._settings)
         self._text_model = _text_model(made)
         self._about = made.runner.describe()
@@ -74,7 +78,13 @@ class EngineReplica:
             on_alarm=lambda stuck_s: logger.error("a tick has taken %.1f s so far", stuck_s),
             on_exit=_leave_process,
         )
-        self._desk = LeaseDesk(self._engine, attach_s=self._settings.attach_s, text_model=self._text_model)
+        self._deadlines = Deadlines()
+        self._desk = LeaseDesk(
+            self._engine,
+            attach_s=self._settings.attach_s,
+            text_model=self._text_model,
+            late=lambda: not self._deadlines.kept,
+        )
         self._server = await self._desk.listen(link_host(self._settings.link.host), self._ports())
         self._directory = DirectoryHandle()
         self._loop.start()
@@ -94,6 +104,23 @@ class EngineReplica:
         if stuck or not self._loop.alive or not self._engine.healthy:
             raise EngineLost
 
+    async def record_routing_stats(self) -> dict[str, bool]:
+        """Serve asks once a second, and tells the routers in the gateways."""
+        return {LATE: not self._deadlines.kept}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks every few seconds where the number of engines follows from their use."""
+        stats, times = self._engine.stats(), self._engine.step_times
+        return figures(
+            EngineLoad(
+                slots=stats.slots,
+                used=stats.slots - min(stats.free, stats.rows_free),
+                fixed_s=times.fixed_s,  # written by the engine thread: at worst one tick apart from the next number
+                per_row_s=times.per_row_s,
+                late=not self._deadlines.kept,
+            )
+        )
+
     async def __del__(self) -> None:
         """Serve calls it when the replica goes: everybody is told 1012 by the link before it closes."""
         self._heartbeat.cancel()
@@ -105,6 +132,7 @@ class EngineReplica:
         while True:
             # First a pause: gateways shall not hear of this engine before Ray has told them where it is.
             await asyncio.sleep(HEARTBEAT_S)
+            self._judge()
             self._show()
             try:
                 async with asyncio.timeout(REPORT_S):
@@ -116,6 +144,14 @@ class EngineReplica:
                         await self._directory.report(self.card(), self._desk.sessions())
             except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
                 logger.debug("the directory does not answer: %r", error)
+
+    def _judge(self) -> None:
+        """An engine that misses its deadlines takes no new sessions until it has kept them for a while."""
+        stats, kept = self._engine.stats(), self._deadlines.kept
+        self._deadlines.report(stats.ticks, stats.overruns)
+        if self._deadlines.kept != kept:
+            logger.warning("ticks %s: overruns=%d of ticks=%d", "are late" if kept else "are in time again",
+                           stats.overruns, stats.ticks)  # fmt: skip
 
     def _show(self) -> None:
         stats = self._engine.stats()
@@ -156,6 +192,8 @@ class EngineReplica:
             rows_per_tick=stats.rows_per_tick,
             versions=package_versions(PACKAGES),
             text_model=self._text_model,
+            late=not self._deadlines.kept,
+            application=self._application,
             counters={
                 "ticks": stats.ticks,
                 "steps": stats.steps,

@@ -11,6 +11,9 @@ from serve_app.errors import ConfigError
 CONVERSATION_S: Final = 4 * 3600
 """How long a proxy that was replaced keeps the conversations that it carries."""
 
+LOAD_S: Final = 2.0
+"""How often engines tell Ray how they are, where their number follows from it. By default 10 s."""
+
 NOWHERE: Final = "/dev/null"
 """No socket, so HAProxy can hand no line to it. It says so once, in a file of Ray's."""
 
@@ -46,6 +49,7 @@ def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int, int]) -
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[1]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{LOAD_S:g}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_DEDUP_LOGS": "0",

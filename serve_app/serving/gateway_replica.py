@@ -18,24 +18,24 @@ from serve_app.audio.opus import OpusSender
 from serve_app.config import GatewaySettings, access_key, proxy_mode, require_key_beyond_loopback
 from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.observability.logs import log_to_stderr
-from serve_app.serving.answers import NOT_FOUND, refusal
+from serve_app.serving.answers import NOT_FOUND, discreet, refusal
 from serve_app.serving.caller import Caller
 from serve_app.serving.conversation import Conversation, House
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard
 from serve_app.serving.door import Door
-from serve_app.serving.info import describe
+from serve_app.serving.info import describe, readiness
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
-from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandle, http_host
-from serve_app.serving.roster import Roster
+from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandles, http_host
+from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
 from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES
-from serve_app.wire.query import parameters_in, parse_chat_query
+from serve_app.wire.query import model_asked, parameters_in, parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
@@ -63,7 +63,7 @@ class GatewayReplica:
         links = EngineLinks()
         self._house = House(
             settings=self._settings,
-            call=LeaseHandle().call,
+            leases=LeaseHandles(),
             links=links,
             roster=Roster(self._directory, time.monotonic, self._warm, links.take_lost),
             texts=Texts(self._directory.text_model),
@@ -85,6 +85,7 @@ class GatewayReplica:
             app.add_api_route("/api/ticket", pages.ticket, methods=["POST"])
             app.add_api_route("/api/usage", pages.usage, methods=["GET"])
         app.add_api_websocket_route("/api/chat", self.chat)
+        app.add_api_websocket_route("/api/chat/{model}", self.chat)
         app.add_api_websocket_route("/{path:path}", self.nowhere)
         app.add_exception_handler(404, _no_such_path)
         folder = page_folder()
@@ -97,11 +98,8 @@ class GatewayReplica:
         return {"status": "ok"}
 
     async def ready(self) -> JSONResponse:
-        """Whether a conversation can start now, and why not."""
-        obstacle = self._house.roster.obstacle()
-        if obstacle is not None:
-            return refusal(obstacle)
-        return JSONResponse({"status": "ready", "gateway": self._name})
+        """Whether a conversation can start now, with any model, and why not with each."""
+        return readiness(self._house.roster, self._name)
 
     async def info(self, request: Request) -> JSONResponse:
         """What runs here, how busy it is and how fast: for whoever may open a conversation."""
@@ -109,7 +107,8 @@ class GatewayReplica:
             self._door.admit(request.headers, request.query_params)
         except ChorusError as error:
             return refusal(error)
-        return JSONResponse(describe(self._house.roster.engines, self._house.meter, proxy_mode(), self._name))
+        models = [model.name for model in self._house.roster.models]
+        return JSONResponse(describe(self._house.roster.engines, models, self._house.meter, proxy_mode(), self._name))
 
     async def nowhere(self, socket: WebSocket) -> None:
         """Any other path."""
@@ -121,9 +120,9 @@ class GatewayReplica:
         conversation: Conversation | None = None
         try:
             try:
-                spec = await self._question(socket)
-                caller = self._caller(spec, socket)
-                conversation = Conversation(self._house, spec, caller)
+                model, spec = await self._question(socket)
+                caller = self._caller(model, spec, socket)
+                conversation = Conversation(self._house, model, spec, caller)
                 self._here.add(conversation)
                 await conversation.begin(Knock.of(socket.headers, socket.query_params))
             except ChorusError as error:
@@ -140,30 +139,29 @@ class GatewayReplica:
                 leaving.add_done_callback(self._leaving.discard)
                 await asyncio.shield(leaving)
 
-    async def _question(self, socket: WebSocket) -> SessionSpec:
+    async def _question(self, socket: WebSocket) -> tuple[ServedModel, SessionSpec]:
         """What a visitor asks for, who may ask. Where tenants knock, a credential is judged with the question itself.
 
-        Raises ParameterRefused only to whom we know.
+        Raises ParameterRefused and ModelUnknown only to whom we know.
         """
         if self._settings.tenants is None:
             self._door.admit(socket.headers, socket.query_params)
+        asked: str | None = None
         try:
-            return parse_chat_query(socket.query_params, self._house.roster.offer()).spec
-        except ChorusError:
-            if self._settings.tenants is not None and self._admission is not None:
-                found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
-                if isinstance(found, ChorusError):
-                    raise found from None
-            raise
+            asked = model_asked(socket.query_params, socket.path_params.get("model", ""))
+            model = self._house.roster.served(asked)
+            return model, parse_chat_query(socket.query_params, model.offer).spec
+        except ChorusError as error:
+            if self._settings.tenants is None or self._admission is None:
+                raise
+            found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+            raise discreet(error, found, asked) from None
 
-    def _caller(self, spec: SessionSpec, socket: WebSocket) -> Caller | None:
-        """One who asks the authority; None where there is none. Raises EngineLost while nobody knows what runs here."""
+    def _caller(self, model: ServedModel, spec: SessionSpec, socket: WebSocket) -> Caller | None:
+        """One who asks the authority; None where there is none."""
         if self._admission is None:
             return None
-        model = self._house.roster.model()
-        if model is None:
-            raise EngineLost
-        return Caller(self._admission, model, spec.rows, parameters_in(socket.query_params), time.monotonic)
+        return Caller(self._admission, model.name, spec.rows, parameters_in(socket.query_params), time.monotonic)
 
     async def _let_go(self, conversation: Conversation) -> None:
         await conversation.close()
@@ -191,11 +189,14 @@ class GatewayReplica:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _warm(self, engines: Sequence[EngineCard]) -> None:
-        """Before the first visitor: the text model, and one lease there and back, so that Ray's routes are known."""
+        """Before the first visitor of a model: its text, and one lease there and back, so that Ray's routes are known.
+
+        All engines are of one application.
+        """
         for model in {card.text_model for card in engines}:
             await self._house.texts.pieces(model)
         if any(card.free for card in engines):  # when all slots are taken there is no trial, and no need of one
-            await _try(Session(self._house.call, self._house.links, SessionSpec()))
+            await _try(Session(self._house.leases.of(engines[0].application).call, self._house.links, SessionSpec()))
 
 
 async def _try(trial: Session) -> None:

@@ -1,25 +1,43 @@
-"""The body of ``/info``."""
+"""The bodies of ``/info`` and ``/ready``."""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
+from fastapi.responses import JSONResponse
+
+from serve_app.serving.answers import refusal
 from serve_app.serving.directory import EngineCard
 from serve_app.serving.meter import Meter
 from serve_app.serving.process import package_versions, resident_bytes
+from serve_app.serving.roster import Roster
 from serve_app.spec import Offer
 from serve_app.units import FRAME_RATE_HZ, RAW_AUDIO_KBPS
 
 PACKAGES: Final = ("chorus-serve", "ray", "fastapi")
 
 
-def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: str) -> dict[str, Any]:
+def readiness(roster: Roster, gateway: str) -> JSONResponse:
+    """200 when a conversation of some model can start, and for every model ``ready`` or why not."""
+    obstacles = {model.name: roster.obstacle(model=model.name) for model in roster.models}
+    models = {name: "ready" if obstacle is None else obstacle.reason for name, obstacle in obstacles.items()}
+    obstacle = roster.obstacle()
+    if obstacle is not None:
+        return refusal(obstacle, models=models)
+    return JSONResponse({"status": "ready", "gateway": gateway, "models": models})
+
+
+def describe(
+    engines: Sequence[EngineCard], models: Sequence[str], meter: Meter, proxy: str, gateway: str
+) -> dict[str, Any]:
     """Everything that a person who runs this wants to see at one glance; bit rates are per conversation.
 
+    What stands under no model's name is of the first, ``models[0]``, but for the slots: those are all that there are.
     With several gateways each answers for itself: its own numbers are under its name, the bit rates of Opus too.
     """
-    first = engines[0] if engines else None
+    first = next((card for name in models[:1] for card in engines if card.model == name), None)
     return {
         "model": first.model if first else None,
+        "models": {name: _model([card for card in engines if card.model == name]) for name in models},
         "proxy_mode": proxy,
         "slots": sum(card.slots for card in engines),
         "slots_used": sum(card.used for card in engines),
@@ -36,6 +54,17 @@ def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: s
             "process_bytes": resident_bytes(),
         },
         "engines": [_engine(card) for card in engines],
+    }
+
+
+def _model(engines: Sequence[EngineCard]) -> dict[str, Any]:
+    """One model: its engines together, which are none while all of them are gone."""
+    return {
+        "engines": len(engines),
+        "slots": sum(card.slots for card in engines),
+        "slots_used": sum(card.used for card in engines),
+        "slots_free": sum(card.free for card in engines),
+        "parameters": _parameters(engines[0].offer) if engines else None,
     }
 
 
@@ -73,6 +102,7 @@ def _engine(card: EngineCard) -> dict[str, Any]:
         "rows_used": card.rows_used,
         "draining": card.draining,
         "healthy": card.healthy,
+        "late": card.late,
         "state_bytes_per_slot": card.state_bytes_per_slot,
         "process_bytes": card.process_bytes,
         "rows_per_tick": round(card.rows_per_tick, 2),

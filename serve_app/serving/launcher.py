@@ -1,4 +1,4 @@
-"""Starts Ray, both applications and the proxy with one command, and ends all of it with one Ctrl-C.
+"""Starts Ray, all applications and the proxy with one command, and ends all of it with one Ctrl-C.
 
 ``serve run FILE`` starts the same applications; what it cannot do is set the environment that Ray Serve reads while it
 is imported, and with it the fast proxy. Everything here that writes to the environment does so before Ray is imported.
@@ -14,11 +14,12 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
 
-from serve_app.config import Config, is_loopback, require_key_beyond_loopback
+from serve_app.config import GATEWAY_APPLICATION, Config, is_loopback, require_key_beyond_loopback
+from serve_app.errors import EngineLost
 from serve_app.serving.descendants import Descendants
 from serve_app.serving.environment import environment, free_port, haproxy_works
 from serve_app.serving.voices import read_voices
@@ -61,7 +62,8 @@ class Launcher:
             ConfigError: the configuration cannot be served as it stands.
         """
         require_key_beyond_loopback(self._http.host)
-        read_voices(self._config.engine.prompts.voices)  # else it would be told after Ray has started
+        for engine in self._config.engines.values():
+            read_voices(engine.prompts.voices)  # else it would be told after Ray has started
         self.port = free_port(self._http.host, self._wanted)
         if self._wanted and self.port != self._wanted:
             self._say(f"port {self._wanted} is taken, using {self.port}")
@@ -93,7 +95,7 @@ class Launcher:
     def _start_ray(self) -> None:
         import ray
 
-        engine = self._config.engine
+        wanted = sum(engine.most_engines * engine.num_cpus for engine in self._config.engines.values())
         self._ray_runs = True
         ray.init(
             address="local",
@@ -101,7 +103,7 @@ class Launcher:
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             # Ray starts an idle worker for each CPU that it is told of, and ours reserve none.
-            num_cpus=max(1, math.ceil(engine.engines * engine.num_cpus)),
+            num_cpus=max(1, math.ceil(wanted)),
             logging_level=logging.ERROR,
             log_to_driver=True,
             _node_ip_address="127.0.0.1",
@@ -109,13 +111,12 @@ class Launcher:
         _on_signals(_interrupt)  # Ray has just put its own handler in place
 
     def _deploy(self) -> str | None:
-        """Start both applications. Returns why it failed."""
+        """Start all applications. Returns why it failed."""
         from ray import serve
 
         from serve_app.serving import engine_app, gateway_app
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        builders = {"engine": engine_app.build, "gateway": gateway_app.build}
         settings = self._config.serve
         serve.start(
             proxy_location=settings.proxy_location,
@@ -124,7 +125,7 @@ class Launcher:
         )
         targets = [
             serve.RunTarget(
-                target=builders[application.name](application.args),
+                target=(gateway_app if application.name == GATEWAY_APPLICATION else engine_app).build(application.args),
                 name=application.name,
                 route_prefix=application.route_prefix,
                 logging_config=settings.logging_config,
@@ -138,7 +139,7 @@ class Launcher:
         return None
 
     def _wait_until_ready(self) -> str | None:
-        """Wait for the first conversation to be possible. Returns why it never will be."""
+        """Wait for the first conversation to be possible, with each model. Returns why it never will be."""
         from ray import serve
 
         host = EVERYWHERE.get(self._http.host, self._http.host)
@@ -146,7 +147,7 @@ class Launcher:
         deadline_s = time.monotonic() + START_S
         gateways: set[str] = set()
         while time.monotonic() < deadline_s:
-            gateways |= _ready_gateways(address)
+            gateways |= _ready_gateways(address, self._config.models)
             if len(gateways) >= self._config.gateway.replicas:
                 return None
             for name, application in serve.status().applications.items():
@@ -216,11 +217,13 @@ def _on_signals(handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _ready_gateways(address: str) -> set[str]:
-    """Ask whichever gateway the proxy picks, which takes turns: its name if it is ready."""
+def _ready_gateways(address: str, models: Sequence[str]) -> set[str]:
+    """Ask whichever gateway the proxy picks, which takes turns: its name if it is ready and knows these models."""
     try:
         with urllib.request.urlopen(address, timeout=2) as response:
-            return {str(json.loads(response.read())["gateway"])}
+            told = json.loads(response.read())
+            up = all(told["models"][model] != EngineLost.reason for model in models)
+            return {str(told["gateway"])} if up else set()
     except (OSError, ValueError, LookupError):  # refusals included; the proxy's own words before there is a gateway
         return set()
 

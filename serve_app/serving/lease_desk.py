@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from serve_app.admission.views import LiveSession
 from serve_app.engine.engine import Engine
 from serve_app.engine.slots import Lease
-from serve_app.errors import ChorusError, EngineFull
+from serve_app.errors import ChorusError, EngineFull, EngineLate
 from serve_app.link.messages import Key
 from serve_app.link.server import LinkServer
 from serve_app.serving.directory import TextModel
@@ -54,12 +54,21 @@ class LeaseDesk:
         engine: whose slots.
         attach_s: a slot that no gateway attaches to within this is taken back.
         text_model: what the engine writes with.
+        late: whether its ticks miss their deadlines now.
     """
 
-    def __init__(self, engine: Engine, *, attach_s: float, text_model: TextModel | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        attach_s: float,
+        text_model: TextModel | None = None,
+        late: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._engine = engine
         self._text_model = text_model
         self._attach_s = attach_s
+        self._late = late
         self._loop = asyncio.get_running_loop()
         self._held: dict[Key, _Held] = {}
         self._freed = asyncio.Event()
@@ -80,9 +89,13 @@ class LeaseDesk:
     async def lease(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncGenerator[Answer, None]:
         """Hold a slot while the caller iterates: yields one grant, ends with the session. Closing it frees the slot.
 
-        A refusal is yielded and not raised, because Ray logs a trace for what is raised.
+        A refusal is yielded and not raised, because Ray logs a trace for what is raised. Whom an authority named comes
+        in even if the engine is late: it was judged there, a second ago, and is waited for.
         """
         assert self._server is not None, "listen first"
+        if caller is None and self._late():
+            yield EngineLate(self._engine.stats().slots)
+            return
         try:
             lease = await self._acquire(spec)
         except ChorusError as error:

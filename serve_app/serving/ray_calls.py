@@ -69,12 +69,26 @@ class DirectoryHandle:
         await self._handle.close.remote()
 
 
-class LeaseHandle:
-    """Calls for slots. Ray picks an engine that has one."""
+class LeaseHandles:
+    """Calls for slots, by application: each has one model."""
 
     def __init__(self) -> None:
+        self._handles: dict[str, LeaseHandle] = {}
+
+    def of(self, application: str) -> "LeaseHandle":
+        """The one of an application that an engine has named. The first time it asks Ray's controller, and blocks."""
+        handle = self._handles.get(application)
+        if handle is None:
+            handle = self._handles[application] = LeaseHandle(application)
+        return handle
+
+
+class LeaseHandle:
+    """Calls for slots of one application. Ray picks an engine that has one."""
+
+    def __init__(self, application: str) -> None:
         self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(
-            ENGINE_DEPLOYMENT, app_name=ENGINE_APPLICATION
+            ENGINE_DEPLOYMENT, app_name=application
         ).options(stream=True)
 
     async def call(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncGenerator[Answer, None]:
@@ -139,6 +153,11 @@ class AdmissionHandle:
 def replica_name() -> str:
     """The name of this replica, by which a router finds it."""
     return str(serve.get_replica_context().replica_id.unique_id)
+
+
+def application_name() -> str:
+    """The application that this replica belongs to."""
+    return str(serve.get_replica_context().app_name)
 
 
 def _cancel(response: Any) -> None:

@@ -1,11 +1,13 @@
 """What a gateway knows of its engines: polled in the background, read without waiting."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
-from serve_app.errors import EngineDraining, EngineFull, EngineLost
+from serve_app.config import ENGINE_APPLICATION
+from serve_app.errors import EngineDraining, EngineFull, EngineLate, EngineLost, ModelUnknown
 from serve_app.serving.directory import EXPIRY_S, HEARTBEAT_S, EngineCard
 from serve_app.spec import Offer
 
@@ -14,8 +16,24 @@ STALE_S: Final = 6.0
 LOST_S: Final = EXPIRY_S + HEARTBEAT_S
 """An engine whose connection broke is avoided for this long: by then the directory has forgotten one that died, and
 one that it still knows lives and had only lost a connection."""
+REMEMBERED_S: Final = 600.0
+"""A model whose engines are all gone is one that comes back for so long, and unknown after."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that clients may ask for.
+
+    Attributes:
+        application: of Ray Serve, whose engines run it.
+        offer: what sessions may ask of it.
+    """
+
+    name: str
+    application: str
+    offer: Offer
 
 
 class DirectoryClient(Protocol):
@@ -36,7 +54,7 @@ class Roster:
     Args:
         directory: whom to ask.
         clock: monotonic seconds.
-        warm: called once, when the first engine is seen, before the gateway calls itself ready.
+        warm: called once for each application, when its first engines are seen, before its model is called ready.
         take_lost: addresses of engines whose connection broke since it was asked last: the directory learns it later.
     """
 
@@ -52,8 +70,9 @@ class Roster:
         self._warm = warm
         self._take_lost = take_lost
         self._lost_s: dict[str, float] = {}
-        self._warmed = False
+        self._warmed: set[str] = set()
         self._engines: Sequence[EngineCard] = ()
+        self._models: dict[str, tuple[float, ServedModel]] = {}  # when last seen; the latest last
         self._told_s = float("-inf")
 
     @property
@@ -66,34 +85,66 @@ class Roster:
             return ()
         return [card for card in self._engines if card.engine not in self._lost_s]
 
-    def obstacle(self, rows: int = 1) -> EngineLost | EngineDraining | EngineFull | None:
-        """Why a conversation of so many rows cannot start now; None when it can."""
-        engines = self.engines
-        if not engines or not self._warmed or not any(card.healthy for card in engines):
+    def obstacle(
+        self, rows: int = 1, model: str | None = None
+    ) -> EngineLost | EngineDraining | EngineFull | EngineLate | None:
+        """Why a conversation of so many rows cannot start now, of this model or of any; None when it can."""
+        engines = [card for card in self.engines if model in (None, card.model) and card.application in self._warmed]
+        if not any(card.healthy for card in engines):
             return EngineLost()
         if all(card.draining for card in engines):
             return EngineDraining()
         slots = sum(card.slots for card in engines)
         if not any(card.free for card in engines):
-            return EngineFull(slots)
+            late = any(card.late and card.room for card in engines if card.healthy and not card.draining)
+            return EngineLate(slots) if late else EngineFull(slots)
         rows_free = max(card.rows - card.rows_used for card in engines if card.free)
         return EngineFull(slots, rows, rows_free) if rows_free < rows else None
 
-    def model(self) -> str | None:
-        """What runs here; None while nobody knows. All engines of a deployment run the same."""
-        return next((card.model for card in self._engines), None)
+    @property
+    def models(self) -> list[ServedModel]:
+        """All that clients may ask for: first the one that answers who names none."""
+        latest_first = [model for _, model in reversed(self._models.values())]
+        return sorted(latest_first, key=lambda model: model.application != ENGINE_APPLICATION)
 
-    def offer(self) -> Offer | None:
-        """What sessions may ask for here; None while nobody knows. All engines of a deployment offer the same."""
-        return next((card.offer for card in self._engines), None)
+    def served(self, name: str | None = None) -> ServedModel:
+        """The model of that name, or the one that answers where none is named.
+
+        Raises:
+            ModelUnknown: there is none; says which there are.
+            EngineLost: none is named, and the first is not there yet, or nobody knows.
+        """
+        models = self.models
+        if name is None or not models:
+            if not models or models[0].application != ENGINE_APPLICATION:
+                raise EngineLost
+            return models[0]
+        found = next((model for model in models if model.name == name), None)
+        if found is None:
+            raise ModelUnknown(name, [model.name for model in models])
+        return found
 
     async def refresh(self) -> None:
-        """Ask once. Raises whatever the directory's client raises."""
+        """Ask once. Raises whatever the directory's client or the warming raises."""
         engines = await self._directory.engines()
-        if engines and not self._warmed:
-            await self._warm(engines)
-            self._warmed = True
         self._engines, self._told_s = tuple(engines), self._clock()
+        self._remember()
+        new = {card.application for card in engines} - self._warmed
+        told = await asyncio.gather(*(self._prepare(application) for application in new), return_exceptions=True)
+        for error in told:
+            if error is not None:
+                raise error
+
+    async def _prepare(self, application: str) -> None:
+        await self._warm([card for card in self._engines if card.application == application])
+        self._warmed.add(application)
+
+    def _remember(self) -> None:
+        for card in sorted(self._engines, key=lambda card: not card.draining):  # what stays after what goes
+            self._models.pop(card.model, None)
+            self._models[card.model] = self._told_s, ServedModel(card.model, card.application, card.offer)
+        for name in [name for name, (seen_s, _) in self._models.items() if self._told_s - seen_s > REMEMBERED_S]:
+            del self._models[name]
 
     async def watch(self) -> None:
         """Ask for ever, once a heartbeat."""

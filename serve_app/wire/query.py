@@ -25,6 +25,7 @@ from serve_app.spec import (
     fresh_seed,
 )
 
+MODEL_PARAMETER: Final = "model"
 MAX_VALUE_CHARS: Final = 64
 MAX_CONDITIONS: Final = 32
 CONDITION_PREFIX: Final = "condition."
@@ -58,6 +59,21 @@ class ChatQuery:
 def parameters_in(query: Mapping[str, str]) -> frozenset[str]:
     """The names of parameters of a session that a query sets, as clients spell them; others are nobody's business."""
     return frozenset(name for name in query if name in PARAMETERS or name.startswith(CONDITION_PREFIX))
+
+
+def model_asked(query: Mapping[str, str], path: str = "") -> str | None:
+    """Which model the client names, as parameter or at the end of the path; None where it leaves that to us.
+
+    Args:
+        path: what stands behind ``/api/chat/``.
+
+    Raises:
+        ParameterRefused: both, and they differ.
+    """
+    named = query.get(MODEL_PARAMETER, "")
+    if path and named and path != named:
+        raise ParameterRefused(MODEL_PARAMETER, named, f"the path names {path[:MAX_VALUE_CHARS]!r}")
+    return path or named or None
 
 
 def parse_chat_query(

@@ -99,6 +99,18 @@ class TestDeadlines:
     def test_one_slow_tick_of_few_is_an_accident(self) -> None:
         assert self.second(1, ticks=3)
 
+    def test_one_slow_tick_in_a_second_of_one_conversation_is_an_accident(self) -> None:
+        assert self.second(1, ticks=12)
+        assert not self.second(2, ticks=12)
+
+    def test_an_engine_that_is_too_slow_to_tick_often_is_closed_and_stays_closed(self) -> None:
+        for ticks in (4, 2, 1):
+            assert not self.second(ticks, ticks=ticks)
+
+    def test_a_slow_tick_of_few_keeps_a_closed_engine_closed(self) -> None:
+        self.second(12)
+        assert [self.second(1, ticks=3) for _ in range(4)] == [False] * 4
+
     def test_counts_of_an_engine_that_began_anew_are_taken_as_they_are(self) -> None:
         self.second(0, ticks=1_000)
         self.ticks = self.overruns = 0

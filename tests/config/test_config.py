@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from serve_app import config
-from serve_app.config import EngineSettings, GatewaySettings, checked, is_loopback, read_config
+from serve_app.accounts.tenants_file import read_tenants
+from serve_app.config import EngineSettings, GatewaySettings, checked, is_loopback, located_file, read_config
 from serve_app.engine.limits import Limits, Pace
 from serve_app.errors import ConfigError
 
@@ -101,6 +102,18 @@ def test_the_demo_is_called_a_parrot_which_is_what_its_page_looks_for() -> None:
     assert read_config(next(path for path in SHIPPED if path.name == "demo.yaml")).engine.name == "parrot"
 
 
+def test_the_fleets_twin_has_two_of_each_tenants_a_queue_and_an_example_that_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read = read_config(Path("configs/fleet.yaml"))
+    assert (read.engine.engines, read.gateway.replicas) == (2, 2)
+    assert read.gateway.queue > 0
+    assert read.gateway.tenants is not None
+    tenants = read_tenants(located_file(Path(read.gateway.tenants.file)))
+    assert all(tenant.may_use(str(read.engine.name)) for tenant in tenants)
+
+
 def test_production_lets_conversations_end_when_a_gateway_is_replaced() -> None:
     assert read_config(next(path for path in SHIPPED if path.name == "prod.yaml")).gateway.drain_s >= 600
 
@@ -135,6 +148,90 @@ def test_a_time_limit_on_requests_is_refused_because_it_would_cut_conversations(
     content["http_options"]["request_timeout_s"] = 60
     with pytest.raises(ConfigError, match="request_timeout_s"):
         read_config(write(tmp_path, content))
+
+
+def with_models(*engines: dict[str, Any]) -> dict[str, Any]:
+    """The pass-through deployment with further engines, ``engine-2`` and so on; the first one's args come first."""
+    content = passthrough()
+    first = next(application for application in content["applications"] if application["name"] == "engine")
+    first["args"] |= engines[0]
+    for number, args in enumerate(engines[1:], 2):
+        further = {**first, "name": f"engine-{number}", "args": {"runner": "passthrough", **args}}
+        content["applications"].insert(0, further)
+    return content
+
+
+def test_each_further_engine_application_is_a_model_and_the_one_called_engine_comes_first(tmp_path: Path) -> None:
+    read = read_config(write(tmp_path, with_models({"name": "a", "slots": 3}, {"name": "b", "slots": 5})))
+    assert list(read.engines) == ["engine", "engine-2"]
+    assert (read.engine.slots, read.engines["engine-2"].slots) == (3, 5)
+    assert read.models == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("engines", "why"),
+    [
+        (({"name": "a"}, {"name": "a"}), r"applications\.engine-2\.args: name: a is engine's already"),
+        (({"name": "a"}, {}), r"applications\.engine-2\.args: name: missing"),
+        (({}, {"name": "a"}), r"applications\.engine\.args: name: missing"),
+        (({"name": "a"}, {"name": "b", "slot": 3}), r"applications\.engine-2\.args: slot: unknown key"),
+    ],
+)
+def test_models_that_clients_could_not_tell_apart_are_refused(
+    tmp_path: Path, engines: tuple[dict[str, Any], ...], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        read_config(write(tmp_path, with_models(*engines)))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("engine", "has engine, engine, gateway"),
+        ("engines", r"applications\.0\.name"),
+        ("engine-", r"applications\.0\.name"),
+        ("engine-A b", r"applications\.0\.name"),
+    ],
+)
+def test_an_application_that_is_none_of_ours_is_refused(tmp_path: Path, name: str, why: str) -> None:
+    content = with_models({"name": "a"}, {"name": "b"})
+    content["applications"][0]["name"] = name
+    with pytest.raises(ConfigError, match=why):
+        read_config(write(tmp_path, content))
+
+
+def test_without_the_first_engine_or_gateways_nothing_is_served(tmp_path: Path) -> None:
+    for missing in ("engine", "gateway"):
+        content = with_models({"name": "a"}, {"name": "b"})
+        content["applications"] = [one for one in content["applications"] if one["name"] != missing]
+        with pytest.raises(ConfigError, match="needs the applications engine and gateway"):
+            read_config(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ({"scaling": {}}, r"scaling\.max_engines: missing"),
+        ({"scaling": {"max_engines": 2, "min_engines": 3}}, "min_engines is above max_engines"),
+        ({"scaling": {"max_engines": 2, "min_engine": 1}}, r"scaling\.min_engine: unknown key"),
+        ({"scaling": {"max_engines": 2, "tick_s": 0.1}}, r"scaling\.tick_s"),
+        ({"scaling": {"max_engines": 2, "min_free": -1}}, r"scaling\.min_free"),
+        ({"engines": 3, "scaling": {"max_engines": 2}}, "engines is above scaling"),
+    ],
+)
+def test_scaling_that_makes_no_sense_is_refused_by_its_key(args: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        checked(EngineSettings, {"runner": "passthrough", **args}, "here")
+
+
+def test_scaling_begins_with_the_engines_that_are_asked_for_and_at_least_the_fewest() -> None:
+    def engines(**args: Any) -> tuple[int, int]:
+        read = checked(EngineSettings, {"runner": "passthrough", **args}, "here")
+        return read.first_engines, read.most_engines
+
+    assert engines(engines=2) == (2, 2)
+    assert engines(scaling={"min_engines": 2, "max_engines": 9}) == (2, 9)
+    assert engines(engines=3, scaling={"min_engines": 2, "max_engines": 9}) == (3, 9)
 
 
 def test_settings_are_frozen() -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
-from serve_app.errors import EngineDraining, EngineFull, EngineLost
+from serve_app.errors import EngineDraining, EngineFull, EngineLate, EngineLost, ModelUnknown
 from serve_app.serving.directory import EXPIRY_S, Directory, EngineCard, TextModel
-from serve_app.serving.roster import LOST_S, STALE_S, Roster
+from serve_app.serving.roster import LOST_S, REMEMBERED_S, STALE_S, Roster
 from serve_app.spec import Offer, Sampling
 
 CARD = EngineCard(
@@ -165,8 +166,7 @@ def test_an_engine_that_died_is_avoided_until_the_directory_has_forgotten_it() -
 
 def test_who_asks_for_nothing_gets_what_the_model_was_published_with() -> None:
     published = Offer(sampling=Sampling(text_temperature=0.5, audio_top_k=100))
-    assert roster(Client(dataclasses.replace(CARD, offer=published)), Clock()).offer() == published
-    assert roster(Client(), Clock()).offer() is None
+    assert roster(Client(dataclasses.replace(CARD, offer=published)), Clock()).served().offer == published
 
 
 def test_a_guided_session_finds_no_room_where_one_row_is_free_and_an_unguided_one_does() -> None:
@@ -183,3 +183,80 @@ def test_a_gateway_is_not_ready_before_it_is_warm() -> None:
     with pytest.raises(LookupError):
         asyncio.run(made.refresh())
     assert isinstance(made.obstacle(), EngineLost)
+
+
+OTHER = dataclasses.replace(
+    CARD, engine="other", model="tiny", application="engine-tiny", offer=Offer(voices=("anna",))
+)
+
+
+def test_the_model_of_the_first_application_answers_who_names_none() -> None:
+    for cards in ((CARD, OTHER), (OTHER, CARD)):
+        made = roster(Client(*cards), Clock())
+        assert (made.served().name, made.served().application) == ("m", "engine")
+        assert [model.name for model in made.models] == ["m", "tiny"]
+
+
+def test_a_model_is_asked_for_by_name_where_its_engines_are_and_with_its_own_offer() -> None:
+    found = roster(Client(CARD, OTHER), Clock()).served("tiny")
+    assert (found.application, found.offer) == ("engine-tiny", OTHER.offer)
+
+
+def test_an_unknown_model_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ModelUnknown) as refused:
+        roster(Client(CARD, OTHER), Clock()).served("big")
+    assert str(refused.value) == "no such model: 'big'; there is m, tiny"
+
+
+@pytest.mark.parametrize("cards", [(), (OTHER,)])
+def test_another_model_never_answers_for_the_first_one_that_is_not_there_yet(cards: tuple[EngineCard, ...]) -> None:
+    with pytest.raises(EngineLost):
+        roster(Client(*cards), Clock()).served()
+
+
+def test_each_model_has_obstacles_of_its_own() -> None:
+    made = roster(Client(CARD, dataclasses.replace(OTHER, used=4)), Clock())
+    assert made.obstacle(model="m") is None
+    assert isinstance(made.obstacle(model="tiny"), EngineFull)
+    assert made.obstacle() is None
+
+
+def test_a_model_whose_engines_are_gone_comes_back_until_it_has_been_away_for_long() -> None:
+    clock, client = Clock(), Client(CARD, OTHER)
+    made = roster(client, clock)
+    client.cards.remove(OTHER)
+    clock.now_s = REMEMBERED_S
+    asyncio.run(made.refresh())
+    assert made.served("tiny").application == "engine-tiny"
+    assert isinstance(made.obstacle(model="tiny"), EngineLost)
+    clock.now_s = REMEMBERED_S + 1
+    asyncio.run(made.refresh())
+    with pytest.raises(ModelUnknown):
+        made.served("tiny")
+
+
+def test_while_one_version_replaces_another_the_first_model_is_that_of_the_one_that_stays() -> None:
+    old = dataclasses.replace(CARD, draining=True)
+    new = dataclasses.replace(CARD, engine="two", model="m2")
+    for cards in ((old, new), (new, old)):
+        assert roster(Client(*cards), Clock()).served().name == "m2"
+
+
+def test_a_model_that_cannot_be_warmed_is_not_ready_and_others_are() -> None:
+    async def warm(engines: Sequence[EngineCard]) -> None:
+        if engines[0].model == "tiny":
+            raise LookupError
+
+    made = Roster(Client(CARD, OTHER), Clock(), warm, set)
+    with pytest.raises(LookupError):
+        asyncio.run(made.refresh())
+    assert made.obstacle(model="m") is None
+    assert isinstance(made.obstacle(model="tiny"), EngineLost)
+
+
+def test_an_engine_that_misses_its_deadlines_has_no_seat_for_anybody_until_it_does_not() -> None:
+    late = dataclasses.replace(CARD, late=True)
+    assert isinstance(roster(Client(late), Clock()).obstacle(), EngineLate)
+    assert roster(Client(late, dataclasses.replace(CARD, engine="two")), Clock()).obstacle() is None
+    full = dataclasses.replace(late, used=4)
+    assert type(roster(Client(full), Clock()).obstacle()) is EngineFull

@@ -85,24 +85,24 @@ def test_traffic_of_conversations_is_counted_while_they_live_and_after() -> None
 
 
 def test_info_compares_tokens_with_raw_audio() -> None:
-    rates = describe([CARD], Meter(), "haproxy", "gate")["bit_rate"]
+    rates = describe([CARD], [CARD.model], Meter(), "haproxy", "gate")["bit_rate"]
     assert rates["raw_kbps"] == 768
     assert rates["tokens_kbps"] == pytest.approx(8 * 11 * 12.5 / 1_000)
     assert rates["raw_to_tokens"] == pytest.approx(698.2)
 
 
 def test_info_without_an_engine_still_answers() -> None:
-    info = describe([], Meter(), "python", "gate")
+    info = describe([], [], Meter(), "python", "gate")
     assert (info["slots"], info["model"], info["proxy_mode"]) == (0, None, "python")
 
 
 def test_info_names_the_gateway_whose_numbers_it_shows() -> None:
-    assert describe([CARD], Meter(), "haproxy", "gate")["gateway"]["name"] == "gate"
+    assert describe([CARD], [CARD.model], Meter(), "haproxy", "gate")["gateway"]["name"] == "gate"
 
 
 def test_info_tells_what_a_stage_takes_for_a_tick_and_for_a_frame() -> None:
     card = dataclasses.replace(CARD, stage_ms={"lm": (8.0, 9.0)}, frame_ms={"lm": 2.0})
-    engine = describe([card], Meter(), "haproxy", "gate")["engines"][0]
+    engine = describe([card], [card.model], Meter(), "haproxy", "gate")["engines"][0]
     assert engine["stage_ms"] == {"lm": {"p50": 8.0, "p99": 9.0}}
     assert engine["ms_per_frame"] == {"lm": 2.0}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from serve_app.errors import ParameterRefused
 from serve_app.spec import MAX_SEED, MIN_TEMPERATURE, Offer, Prompt, Sampling, SessionSpec
-from serve_app.wire.query import parse_chat_query
+from serve_app.wire.query import model_asked, parameters_in, parse_chat_query
 
 WEB_CLIENT = {
     "worker_auth_id": "abc",
@@ -202,3 +202,26 @@ def test_any_query_gives_finite_sampling_or_a_refusal(query: dict[str, str]) -> 
         assert math.isfinite(got.text_temperature + got.audio_temperature)
     else:
         assert refused_name in {*WEB_CLIENT, *EXTRAS}
+
+
+@pytest.mark.parametrize(
+    ("query", "path", "model"),
+    [
+        ({}, "", None),
+        ({"model": ""}, "", None),
+        ({"model": "a b"}, "", "a b"),
+        ({}, "a", "a"),
+        ({"model": "a"}, "a", "a"),
+    ],
+)
+def test_a_model_is_named_by_parameter_or_path(query: dict[str, str], path: str, model: str | None) -> None:
+    assert model_asked(query, path) == model
+
+
+def test_two_models_at_once_are_a_bad_request() -> None:
+    with pytest.raises(ParameterRefused, match="model"):
+        model_asked({"model": "a"}, "b")
+
+
+def test_the_model_is_none_of_the_parameters_that_tenants_may_or_may_not_set() -> None:
+    assert parameters_in({"model": "a", "text_topk": "3"}) == {"text_topk"}
