@@ -110,7 +110,7 @@ def test_a_wrong_parameter_is_refused_by_name_before_the_upgrade(cluster: Cluste
 
 def test_a_wrong_path_is_not_found_for_sockets_and_pages_alike(cluster: Cluster) -> None:
     async def talk() -> None:
-        status, body, _ = await refused(f"{cluster.chat}/nowhere")
+        status, body, _ = await refused(f"{cluster.chat}s/nowhere")
         assert (status, body["reason"]) == (404, "not_found")
 
     run(talk())
