@@ -3,20 +3,24 @@
 import asyncio
 import json
 import re
+import secrets
 import shutil
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from serve_app.accounts.keys_file import KeysFile
 from serve_app.observability.metrics import METRICS, Metric, MetricKind
 from serve_app.serving.environment import free_port
 from tests.observability.board import DEPLOY, RULES, alerts, board_expressions, recorded_expressions
-from tests.serving.cluster import ROOT, Cluster, eventually, running, up
+from tests.serving.cluster import Cluster, changed, eventually, running, up
 from tests.serving.conversation import TEST_S, tone, visit
 
 EXPORT_S = 40.0
@@ -24,15 +28,37 @@ PROMETHEUS = shutil.which("prometheus") or ""
 SESSION = re.compile(r"(/\S*/session_\d[^/\s]*)/")
 
 
+TENANT = "acme"
+NOBODY_WAITS = 10
+
+
 @pytest.fixture(scope="module")
-def visited() -> Iterator[Cluster]:
-    """Somebody has spoken and gone, and somebody has asked for what is not there."""
+def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a tenant's files, and the header that opens its conversations."""
+    folder = tmp_path_factory.mktemp("tenants")
+    (folder / "tenants.yaml").write_text(
+        f"tenants: {{{TENANT}: {{concurrent_sessions: 20, sessions_per_minute: 10000}}}}"
+    )
+    made = KeysFile(folder / "keys.json", time.time, secrets.token_bytes).create(TENANT, None)
+    return folder, {"additional_headers": {"Authorization": f"Bearer {made.text}"}}
+
+
+@pytest.fixture(scope="module")
+def visited(key: tuple[Path, dict[str, Any]]) -> Iterator[Cluster]:
+    """Where tenants knock and may queue, somebody has spoken and gone."""
+    folder, header = key
 
     async def talk(cluster: Cluster) -> None:
-        async with asyncio.timeout(TEST_S), visit(cluster.chat) as visitor:
+        async with asyncio.timeout(TEST_S), visit(cluster.chat, **header) as visitor:
             await visitor.say_in_real_time(tone(300, 12))
 
-    with up(ROOT / "configs" / "passthrough.yaml") as cluster:
+    tenants = {
+        "file": str(folder / "tenants.yaml"),
+        "keys": str(folder / "keys.json"),
+        "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
+    }
+    config = changed("passthrough.yaml", folder, gateway={"tenants": tenants, "queue": NOBODY_WAITS})
+    with up(config) as cluster:
         asyncio.run(talk(cluster))
         yield cluster
 
@@ -68,6 +94,15 @@ def test_what_has_happened_is_counted_by_its_cause(visited: Cluster) -> None:
         return re.findall(r'\nray_chorus_conversations_ended_total\{.*cause="client".*\} ([\d.]+)', exported(visited))
 
     eventually(lambda: count() == ["1.0"], EXPORT_S)
+
+
+def test_seconds_of_conversation_are_counted_by_tenant(visited: Cluster) -> None:
+    def spoken() -> list[str]:
+        return re.findall(
+            rf'\nray_chorus_tenant_audio_seconds_total\{{.*tenant="{TENANT}".*\}} ([\d.]+)', exported(visited)
+        )
+
+    eventually(lambda: [seconds for seconds in spoken() if float(seconds) > 0], EXPORT_S)
 
 
 def test_every_stage_of_a_tick_has_its_time(visited: Cluster) -> None:
@@ -109,11 +144,13 @@ needs_prometheus = pytest.mark.skipif(not PROMETHEUS, reason="NOT TESTED: dashbo
 
 
 @needs_prometheus
-def test_every_expression_of_dashboard_and_rules_gives_a_series(visited: Cluster, prometheus: str) -> None:
+def test_every_expression_of_dashboard_and_rules_gives_a_series(
+    visited: Cluster, prometheus: str, key: tuple[Path, dict[str, Any]]
+) -> None:
     async def talk() -> None:
         async with asyncio.timeout(4 * TEST_S):
             while silent:
-                async with visit(visited.chat) as visitor:
+                async with visit(visited.chat, **key[1]) as visitor:
                     await visitor.say_in_real_time(tone(300, 12))
                 silent.difference_update({name for name in silent if answers(prometheus, expressions[name])})
 
