@@ -31,6 +31,7 @@ from serve_app.serving.granted import Granted
 from serve_app.serving.info import describe
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
+from serve_app.serving.latency import Latency
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
@@ -42,7 +43,7 @@ from serve_app.serving.term import mind_term
 from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES, SessionId
-from serve_app.wire.query import parameters_in, parse_chat_query
+from serve_app.wire.query import ChatQuery, parameters_in, parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
@@ -129,7 +130,8 @@ class GatewayReplica:
         caller: Caller | None = None
         try:
             try:
-                spec = await self._question(socket)
+                asked = await self._question(socket)
+                spec = asked.spec
                 session = Session(self._leases.call, self._links, spec)
                 caller = self._caller(spec, socket)
                 if caller is not None:
@@ -141,7 +143,7 @@ class GatewayReplica:
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
-            await self._converse(socket, session, pieces, spec.rows, caller)
+            await self._converse(socket, session, pieces, asked, caller)
         finally:
             if session is not None:
                 # In a context of its own: Ray would end a call made inside a request together with that request.
@@ -150,7 +152,7 @@ class GatewayReplica:
                 leaving.add_done_callback(self._leaving.discard)
                 await asyncio.shield(leaving)
 
-    async def _question(self, socket: WebSocket) -> SessionSpec:
+    async def _question(self, socket: WebSocket) -> ChatQuery:
         """What a visitor asks for, who may ask. Where tenants knock, a credential is judged with the question itself.
 
         Raises ParameterRefused only to whom we know.
@@ -158,7 +160,7 @@ class GatewayReplica:
         if self._settings.tenants is None:
             self._door.admit(socket.headers, socket.query_params)
         try:
-            return parse_chat_query(socket.query_params, self._roster.offer()).spec
+            return parse_chat_query(socket.query_params, self._roster.offer())
         except ChorusError:
             if self._settings.tenants is not None and self._admission is not None:
                 found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
@@ -238,7 +240,7 @@ class GatewayReplica:
                 await asyncio.sleep(CHANGEOVER_S)
 
     async def _converse(
-        self, socket: WebSocket, session: Session, pieces: TextPieces | None, rows: int, caller: Caller | None
+        self, socket: WebSocket, session: Session, pieces: TextPieces | None, asked: ChatQuery, caller: Caller | None
     ) -> None:
         watched = WatchedSocket(socket)
 
@@ -247,7 +249,7 @@ class GatewayReplica:
                 return await self._attach(session)
             if caller.waits:
                 await caller.queue(connection.tell)
-                found = await self._lease(session, rows, caller)
+                found = await self._lease(session, asked.spec.rows, caller)
                 connection.writes(found.stream() if found is not None else None)
             # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
             channel, _ = await asyncio.gather(self._attach(session), caller.confirm())
@@ -264,6 +266,7 @@ class GatewayReplica:
             time.monotonic,
             silence_s=self._settings.silence_s,
             minders=minders,
+            latency=Latency(time.monotonic) if asked.latency else None,
         )
         ending = connection.ending
         name = SessionId(secrets.token_hex(4))

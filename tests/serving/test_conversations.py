@@ -53,6 +53,19 @@ async def echo(visitor: Visitor, frequency_hz: float, frames: int) -> None:
     await listening
 
 
+def test_a_visitor_that_asks_is_told_where_the_time_of_its_frames_went(cluster: Cluster) -> None:
+    async def talk() -> None:
+        async with visit(f"{cluster.chat}?latency=1") as visitor:
+            await echo(visitor, 440, 25)
+        told = [value for value in visitor.metadata if value["type"] == "latency"]
+        assert told
+        for report in told:
+            assert report["frames"] > 0
+            assert all(part["max"] <= report["ms"]["total"]["max"] for part in report["ms"].values())
+
+    run(talk())
+
+
 def test_a_visitor_hears_what_it_said(cluster: Cluster) -> None:
     async def talk() -> None:
         async with visit(cluster.chat) as visitor:
