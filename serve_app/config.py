@@ -17,6 +17,8 @@ import yaml
 from serve_app.errors import ConfigError
 
 KEY_VARIABLE: Final = "CHORUS_KEY"
+OPERATOR_KEY_VARIABLE: Final = "CHORUS_OPERATOR_KEY"
+LOGS_VARIABLE: Final = "CHORUS_LOGS"
 HA_PROXY_VARIABLE: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 ENGINE_APPLICATION: Final = "engine"
 GATEWAY_APPLICATION: Final = "gateway"
@@ -392,9 +394,22 @@ def access_key() -> str | None:
     Raises:
         ConfigError: shorter than 16 characters.
     """
-    key = os.environ.get(KEY_VARIABLE) or None
+    return _key_in(KEY_VARIABLE)
+
+
+def operator_key() -> str | None:
+    """The key that opens what only the operator may see, from the environment; ``None``: there is nothing to see.
+
+    Raises:
+        ConfigError: shorter than 16 characters.
+    """
+    return _key_in(OPERATOR_KEY_VARIABLE)
+
+
+def _key_in(variable: str) -> str | None:
+    key = os.environ.get(variable) or None
     if key is not None and len(key) < MIN_KEY_CHARACTERS:
-        raise ConfigError(KEY_VARIABLE, f"must have at least {MIN_KEY_CHARACTERS} characters")
+        raise ConfigError(variable, f"must have at least {MIN_KEY_CHARACTERS} characters")
     return key
 
 

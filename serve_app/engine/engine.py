@@ -345,6 +345,7 @@ class Engine:
         self.step_times.add(len(rows), spent_s)
         waited_s = started_s - min(row.frame.ready_s for row in rows)
         report = TickReport(
+            started_s=started_s,
             rows=len(rows),
             stage_ms={**stage_ms, "tick": 1_000 * spent_s, "wait": 1_000 * waited_s},
             overrun=spent_s > self.limits.overrun_s,

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from serve_app.audio.opus import OpusSender
 from serve_app.checkpoint.text import TextPieces
-from serve_app.config import GatewaySettings, access_key, proxy_mode, require_key_beyond_loopback
+from serve_app.config import GatewaySettings, access_key, operator_key, proxy_mode, require_key_beyond_loopback
 from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.link.channel import Channel
 from serve_app.observability.logs import log_to_stderr
@@ -34,6 +34,7 @@ from serve_app.serving.knock import Knock
 from serve_app.serving.latency import Latency
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
+from serve_app.serving.operator_pages import OperatorPages
 from serve_app.serving.page import page_folder
 from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandle, http_host
 from serve_app.serving.roster import Roster
@@ -92,6 +93,9 @@ class GatewayReplica:
             pages = TenantPages(self._admission)
             app.add_api_route("/api/ticket", pages.ticket, methods=["POST"])
             app.add_api_route("/api/usage", pages.usage, methods=["GET"])
+        key = operator_key()
+        if key is not None:
+            app.add_api_route("/debug/ticks", OperatorPages(key, self._directory.ticks).ticks, methods=["GET"])
         app.add_api_websocket_route("/api/chat", self.chat)
         app.add_api_websocket_route("/{path:path}", self.nowhere)
         app.add_exception_handler(404, _no_such_path)

@@ -164,6 +164,17 @@ def test_only_this_machine_counts_as_loopback(host: str, loopback: bool) -> None
     assert is_loopback(host) is loopback
 
 
+def test_without_an_operators_key_there_is_none_and_a_short_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(config.OPERATOR_KEY_VARIABLE, raising=False)
+    assert config.operator_key() is None
+    monkeypatch.setenv(config.OPERATOR_KEY_VARIABLE, KEY)
+    assert config.operator_key() == KEY
+    monkeypatch.setenv(config.OPERATOR_KEY_VARIABLE, KEY[:15])
+    with pytest.raises(ConfigError, match=config.OPERATOR_KEY_VARIABLE) as caught:
+        config.operator_key()
+    assert KEY[:15] not in str(caught.value)
+
+
 def test_beyond_loopback_a_key_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(config.KEY_VARIABLE, raising=False)
     config.require_key_beyond_loopback("127.0.0.1")

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from serve_app.accounts.keys_file import KeysFile
+from serve_app.config import OPERATOR_KEY_VARIABLE
 from serve_app.observability.metrics import METRICS, Metric, MetricKind
 from serve_app.serving.environment import free_port
 from tests.observability.board import DEPLOY, RULES, alerts, board_expressions, recorded_expressions
@@ -29,6 +30,7 @@ SESSION = re.compile(r"(/\S*/session_\d[^/\s]*)/")
 
 
 TENANT = "acme"
+OPERATOR_KEY = secrets.token_hex(16)
 NOBODY_WAITS = 10
 
 
@@ -58,7 +60,7 @@ def visited(key: tuple[Path, dict[str, Any]]) -> Iterator[Cluster]:
         "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
     }
     config = changed("passthrough.yaml", folder, gateway={"tenants": tenants, "queue": NOBODY_WAITS})
-    with up(config) as cluster:
+    with up(config, {OPERATOR_KEY_VARIABLE: OPERATOR_KEY}) as cluster:
         asyncio.run(talk(cluster))
         yield cluster
 
@@ -108,6 +110,28 @@ def test_seconds_of_conversation_are_counted_by_tenant(visited: Cluster) -> None
 def test_every_stage_of_a_tick_has_its_time(visited: Cluster) -> None:
     stages = set(re.findall(r'ray_chorus_tick_seconds_count\{.*stage="(\w+)"', exported(visited)))
     assert {"tick", "wait"} <= stages
+
+
+def debug_ticks(cluster: Cluster, key: str) -> tuple[int, Any]:
+    """Status and body of the operator's page."""
+    question = urllib.request.Request(f"{cluster.http}/debug/ticks", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(question, timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_operator_alone_sees_ticks_one_by_one(visited: Cluster) -> None:
+    status, body = debug_ticks(visited, OPERATOR_KEY)
+    assert status == 200
+    ((engine,),) = body.values()
+    assert engine["ticks"]
+    assert {"rows", "started_s", "overrun", "stage_ms"} == engine["ticks"][0].keys()
+    assert {"tick", "wait"} <= engine["ticks"][0]["stage_ms"].keys()
+    status, body = debug_ticks(visited, "wrong")
+    assert (status, body["reason"]) == (401, "not_allowed")
+    assert OPERATOR_KEY not in visited.output
 
 
 @pytest.fixture(scope="module")
