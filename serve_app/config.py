@@ -26,6 +26,8 @@ MIN_KEY_CHARACTERS: Final = 16
 
 PACKAGE: Final = Path(__file__).parent
 
+LogFormat = Literal["text", "json"]
+
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -321,8 +323,14 @@ class ApplicationSettings(Settings):
 
 
 class ServeSettings(Settings):
-    """A whole file: Ray's keys that we use, and our two applications."""
+    """A whole file: Ray's keys that we use, and our two applications.
 
+    Attributes:
+        logs: how every process of ours logs. Read by ``serve_app up`` alone, since Ray ignores it; None leaves it to
+            the environment.
+    """
+
+    logs: LogFormat | None = None
     proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http_options: HttpSettings = HttpSettings()
     logging_config: dict[str, Any] | None = None
@@ -439,6 +447,21 @@ def is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         return host in ("", "*")
+
+
+def log_format() -> LogFormat:
+    """How this process logs, from the environment; text where it does not say.
+
+    Raises:
+        ConfigError: neither text nor json.
+    """
+    match os.environ.get(LOGS_VARIABLE) or "text":
+        case "text":
+            return "text"
+        case "json":
+            return "json"
+        case other:
+            raise ConfigError(LOGS_VARIABLE, f"must be text or json, not {other[:16]!r}")
 
 
 def proxy_mode() -> Literal["haproxy", "python"]:

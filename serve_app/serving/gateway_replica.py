@@ -203,7 +203,10 @@ class GatewayReplica:
 
     def _note_refusal(self, reason: str) -> None:
         self._meter.refused(reason)
-        logger.info("conversation refused reason=%s engines=%d", reason, len(self._roster.engines))
+        logger.info(
+            "conversation refused reason=%(reason)s engines=%(engines)d",
+            {"reason": reason, "engines": len(self._roster.engines)},
+        )
 
     async def _lease(self, session: Session, rows: int, caller: Caller | None) -> TextPieces | None:
         """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth.
@@ -274,7 +277,7 @@ class GatewayReplica:
         )
         ending = connection.ending
         name = SessionId(secrets.token_hex(4))
-        logger.info("conversation start session=%s", name)
+        logger.info("conversation start session=%(session)s", {"session": name})
         with self._meter.conversation(connection.receiver.traffic, connection.sender.traffic):
             try:
                 ending = await connection.run()
@@ -286,15 +289,9 @@ class GatewayReplica:
             finally:
                 self._meter.ended(ending.cause)
                 logger.info(
-                    "conversation end cause=%s session=%s duration_s=%.2f frames_in=%d frames_out=%d dropped=%d "
-                    "discarded=%d",
-                    ending.cause,
-                    name,
-                    ending.duration_s,
-                    ending.frames_in,
-                    ending.frames_out,
-                    ending.dropped,
-                    ending.discarded,
+                    "conversation end cause=%(cause)s session=%(session)s duration_s=%(duration_s).2f "
+                    "frames_in=%(frames_in)d frames_out=%(frames_out)d dropped=%(dropped)d discarded=%(discarded)d",
+                    {"session": name, **dataclasses.asdict(ending)},
                 )
 
     async def _attach(self, session: Session) -> Channel:

@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from serve_app.accounts.keys_file import KeysFile
-from serve_app.config import OPERATOR_KEY_VARIABLE
+from serve_app.config import LOGS_VARIABLE, OPERATOR_KEY_VARIABLE
 from serve_app.observability.metrics import METRICS, Metric, MetricKind
 from serve_app.serving.environment import free_port
 from tests.observability.board import DEPLOY, RULES, alerts, board_expressions, recorded_expressions
-from tests.serving.cluster import Cluster, changed, eventually, running, up
+from tests.serving.cluster import ADDRESS, Cluster, changed, eventually, running, up
 from tests.serving.conversation import TEST_S, tone, visit
 
 EXPORT_S = 40.0
@@ -60,7 +60,7 @@ def visited(key: tuple[Path, dict[str, Any]]) -> Iterator[Cluster]:
         "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
     }
     config = changed("passthrough.yaml", folder, gateway={"tenants": tenants, "queue": NOBODY_WAITS})
-    with up(config, {OPERATOR_KEY_VARIABLE: OPERATOR_KEY}) as cluster:
+    with up(config, {OPERATOR_KEY_VARIABLE: OPERATOR_KEY, LOGS_VARIABLE: "json"}) as cluster:
         asyncio.run(talk(cluster))
         yield cluster
 
@@ -132,6 +132,20 @@ def test_the_operator_alone_sees_ticks_one_by_one(visited: Cluster) -> None:
     status, body = debug_ticks(visited, "wrong")
     assert (status, body["reason"]) == (401, "not_allowed")
     assert OPERATOR_KEY not in visited.output
+
+
+def test_every_line_but_the_address_is_json_where_that_is_asked_for(visited: Cluster) -> None:
+    def told() -> list[Any]:
+        return [json.loads(line) for line in visited.lines if not ADDRESS.match(line)]
+
+    def ends(event: str) -> list[Any]:
+        return [line for line in told() if line["event"] == event]
+
+    (gateway,) = eventually(lambda: ends("conversation end"), EXPORT_S)
+    (engine,) = eventually(lambda: ends("session end"), EXPORT_S)
+    assert gateway["cause"] == "client"
+    assert engine["cause"] == "closed"
+    assert all({"ts", "level", "logger"} <= line.keys() for line in told())
 
 
 @pytest.fixture(scope="module")
