@@ -281,6 +281,7 @@ class GatewaySettings(Settings):
         opened_s: the engine must have primed the slot within this.
         drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
             Ray takes it from the environment.
+        traces: address of a collector that takes OTLP over HTTP: how sessions start is sent there. May hold a password.
     """
 
     replicas: int = pydantic.Field(1, ge=1, le=256)
@@ -291,6 +292,7 @@ class GatewaySettings(Settings):
     silence_s: float = pydantic.Field(10.0, gt=0, le=600)
     opened_s: float = pydantic.Field(10.0, gt=0, le=600)
     drain_s: float = pydantic.Field(0.0, ge=0)
+    traces: str | None = pydantic.Field(None, pattern=r"^https?://[^/]", repr=False)
 
     @property
     def admits(self) -> bool:

@@ -80,6 +80,7 @@ class Connection:
         silence_s: no audio for so long ends it.
         minders: live beside it, and end it by what they raise.
         latency: follows its frames, for a client that asked.
+        spoke: called once, when the first audio has been sent.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Connection:
         silence_s: float,
         minders: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
         latency: Latency | None = None,
+        spoke: Callable[[], None] | None = None,
     ) -> None:
         self._socket = socket
         self._attach = attach
@@ -100,6 +102,7 @@ class Connection:
         self._silence_s = silence_s
         self._minders = minders
         self._latency = latency
+        self._spoke = spoke
         self._chat = ChatServer(clock)
         self.receiver = OpusReceiver(audio_budget(), clock)
         self.sender = OpusSender()
@@ -224,6 +227,8 @@ class Connection:
         if output.pcm is not None:  # a model may write and not speak
             await self._socket.send_bytes(self._chat.audio(self.sender.encode(output.pcm)))
             self._frames_out += 1
+            if self._frames_out == 1 and self._spoke is not None:
+                self._spoke()
         if output.heads is not None:
             said = [[round(float(value), HEAD_DIGITS) for value in head] for head in output.heads]
             await self._socket.send_bytes(self._chat.metadata({"type": "heads", "step": output.step, "heads": said}))

@@ -42,6 +42,7 @@ from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
 from serve_app.serving.term import mind_term
 from serve_app.serving.texts import Texts
+from serve_app.serving.tracing import Opening, open_tracing
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES, SessionId
 from serve_app.wire.query import ChatQuery, parameters_in, parse_chat_query
@@ -79,6 +80,7 @@ class GatewayReplica:
         self._roster = Roster(self._directory, time.monotonic, self._warm, self._links.take_lost)
         self._meter = Meter()
         self._instruments = GatewayInstruments()
+        self._tracing = open_tracing(self._settings.traces, self._name)
         self._watch = asyncio.create_task(self._roster.watch())
         self._showing = asyncio.create_task(self._show())
         self._obeying = asyncio.create_task(self._obey())
@@ -132,23 +134,29 @@ class GatewayReplica:
         """One conversation, from the question to the last word."""
         session: Session | None = None
         caller: Caller | None = None
+        opening = self._tracing.opening()
         try:
             try:
-                asked = await self._question(socket)
+                with opening.part("question"):
+                    asked = await self._question(socket)
                 spec = asked.spec
                 session = Session(self._leases.call, self._links, spec)
                 caller = self._caller(spec, socket)
                 if caller is not None:
-                    await caller.open(Knock.of(socket.headers, socket.query_params))
+                    with opening.part("admission"):
+                        await caller.open(Knock.of(socket.headers, socket.query_params))
+                    opening.note(tenant=caller.tenant)
                 waits = caller is not None and caller.waits
-                pieces = None if waits else await self._lease(session, spec.rows, caller)
+                pieces = None if waits else await self._lease(session, spec.rows, caller, opening)
             except ChorusError as error:
+                opening.end(error.reason)
                 self._note_refusal(error.reason)
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
-            await self._converse(socket, session, pieces, asked, caller)
+            await self._converse(socket, session, pieces, asked, caller, opening)
         finally:
+            opening.end("aborted")
             if session is not None:
                 # In a context of its own: Ray would end a call made inside a request together with that request.
                 leaving = asyncio.create_task(self._let_go(session, caller), context=contextvars.Context())
@@ -208,16 +216,15 @@ class GatewayReplica:
             {"reason": reason, "engines": len(self._roster.engines)},
         )
 
-    async def _lease(self, session: Session, rows: int, caller: Caller | None) -> TextPieces | None:
+    async def _lease(self, session: Session, rows: int, caller: Caller | None, opening: Opening) -> TextPieces | None:
         """Ask for a slot even when the news is bad: it is a second old, and the engine's own answer is the truth.
 
         Returns what the text tokens of the engine that granted it mean.
         """
         began_s = time.monotonic()
-        if caller is None:
-            granted = await self._ask(session, rows)
-        else:
-            granted = await self._claim(session, caller)
+        with opening.part("lease"):
+            granted = await (self._ask(session, rows) if caller is None else self._claim(session, caller))
+        opening.note(engine=f"{granted.grant.address.host}:{granted.grant.address.port}")
         self._instruments.granted(time.monotonic() - began_s)
         try:
             return await asyncio.wait_for(self._texts.pieces(granted.text_model), TEXT_S)
@@ -247,19 +254,26 @@ class GatewayReplica:
                 await asyncio.sleep(CHANGEOVER_S)
 
     async def _converse(
-        self, socket: WebSocket, session: Session, pieces: TextPieces | None, asked: ChatQuery, caller: Caller | None
+        self,
+        socket: WebSocket,
+        session: Session,
+        pieces: TextPieces | None,
+        asked: ChatQuery,
+        caller: Caller | None,
+        opening: Opening,
     ) -> None:
         watched = WatchedSocket(socket)
 
         async def attach() -> Channel:
             if caller is None:
-                return await self._attach(session)
+                return await self._attach(session, opening)
             if caller.waits:
-                await caller.queue(connection.tell)
-                found = await self._lease(session, asked.spec.rows, caller)
+                with opening.part("queue"):
+                    await caller.queue(connection.tell)
+                found = await self._lease(session, asked.spec.rows, caller, opening)
                 connection.writes(found.stream() if found is not None else None)
             # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
-            channel, _ = await asyncio.gather(self._attach(session), caller.confirm())
+            channel, _ = await asyncio.gather(self._attach(session, opening), caller.confirm())
             caller.goes_live()
             return channel
 
@@ -274,6 +288,7 @@ class GatewayReplica:
             silence_s=self._settings.silence_s,
             minders=minders,
             latency=Latency(time.monotonic) if asked.latency else None,
+            spoke=opening.spoke,
         )
         ending = connection.ending
         name = SessionId(secrets.token_hex(4))
@@ -287,6 +302,7 @@ class GatewayReplica:
                     ending = dataclasses.replace(ending, cause="client")
                 raise
             finally:
+                opening.end(ending.cause)
                 self._meter.ended(ending.cause)
                 logger.info(
                     "conversation end cause=%(cause)s session=%(session)s duration_s=%(duration_s).2f "
@@ -294,9 +310,11 @@ class GatewayReplica:
                     {"session": name, **dataclasses.asdict(ending)},
                 )
 
-    async def _attach(self, session: Session) -> Channel:
+    async def _attach(self, session: Session, opening: Opening) -> Channel:
         began_s = time.monotonic()
-        channel = await session.attach(self._settings.opened_s)
+        with opening.part("attach"):
+            channel = await session.attach(self._settings.opened_s)
+        opening.live()
         self._instruments.shook_hands(time.monotonic() - began_s)
         return channel
 

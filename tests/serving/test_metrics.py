@@ -1,10 +1,12 @@
 """Ray's endpoint shows what the table promises, and a real Prometheus answers every expression that ships."""
 
 import asyncio
+import http.server
 import json
 import re
 import secrets
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from serve_app.accounts.keys_file import KeysFile
 from serve_app.config import LOGS_VARIABLE, OPERATOR_KEY_VARIABLE
@@ -45,8 +48,49 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return folder, {"additional_headers": {"Authorization": f"Bearer {made.text}"}}
 
 
+class Collector(http.server.ThreadingHTTPServer):
+    """Takes traces as OpenTelemetry's collector does, and keeps what the spans say."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, dict[str, str]] = {}
+        super().__init__(("127.0.0.1", 0), Intake)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
+
+
+class Intake(http.server.BaseHTTPRequestHandler):
+    """One request of an exporter."""
+
+    server: Collector
+
+    def do_POST(self) -> None:
+        told = ExportTraceServiceRequest()
+        told.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
+        for span in (
+            span for resource in told.resource_spans for scope in resource.scope_spans for span in scope.spans
+        ):
+            self.server.spans[span.name] = {entry.key: entry.value.string_value for entry in span.attributes}
+        self.send_response(200)
+        self.end_headers()
+
+    def log_request(self, *args: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture(scope="module")
-def visited(key: tuple[Path, dict[str, Any]]) -> Iterator[Cluster]:
+def collector() -> Iterator[Collector]:
+    with Collector() as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def visited(key: tuple[Path, dict[str, Any]], collector: Collector) -> Iterator[Cluster]:
     """Where tenants knock and may queue, somebody has spoken and gone."""
     folder, header = key
 
@@ -59,7 +103,9 @@ def visited(key: tuple[Path, dict[str, Any]]) -> Iterator[Cluster]:
         "keys": str(folder / "keys.json"),
         "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
     }
-    config = changed("passthrough.yaml", folder, gateway={"tenants": tenants, "queue": NOBODY_WAITS})
+    config = changed(
+        "passthrough.yaml", folder, gateway={"tenants": tenants, "queue": NOBODY_WAITS, "traces": collector.endpoint}
+    )
     with up(config, {OPERATOR_KEY_VARIABLE: OPERATOR_KEY, LOGS_VARIABLE: "json"}) as cluster:
         asyncio.run(talk(cluster))
         yield cluster
@@ -146,6 +192,14 @@ def test_every_line_but_the_address_is_json_where_that_is_asked_for(visited: Clu
     assert gateway["cause"] == "client"
     assert engine["cause"] == "closed"
     assert all({"ts", "level", "logger"} <= line.keys() for line in told())
+
+
+def test_the_start_of_a_session_is_traced(visited: Cluster, collector: Collector) -> None:
+    eventually(lambda: "session start" in collector.spans, EXPORT_S)
+    assert set(collector.spans) == {"question", "admission", "lease", "attach", "first audio", "session start"}
+    whole = collector.spans["session start"]
+    assert whole.keys() == {"tenant", "engine"}
+    assert whole["tenant"] == TENANT
 
 
 @pytest.fixture(scope="module")
