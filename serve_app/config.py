@@ -17,6 +17,8 @@ import yaml
 from serve_app.errors import ConfigError
 
 KEY_VARIABLE: Final = "CHORUS_KEY"
+OPERATOR_KEY_VARIABLE: Final = "CHORUS_OPERATOR_KEY"
+LOGS_VARIABLE: Final = "CHORUS_LOGS"
 HA_PROXY_VARIABLE: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 ENGINE_APPLICATION: Final = "engine"
 GATEWAY_APPLICATION: Final = "gateway"
@@ -24,6 +26,8 @@ APPLICATION_NAME: Final = r"^(gateway|engine(-[a-z0-9]+)*)$"
 MIN_KEY_CHARACTERS: Final = 16
 
 PACKAGE: Final = Path(__file__).parent
+
+LogFormat = Literal["text", "json"]
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -323,6 +327,7 @@ class GatewaySettings(Settings):
         opened_s: the engine must have primed the slot within this.
         drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
             Ray takes it from the environment.
+        traces: address of a collector that takes OTLP over HTTP: how sessions start is sent there. May hold a password.
     """
 
     replicas: int = pydantic.Field(1, ge=1, le=256)
@@ -333,6 +338,7 @@ class GatewaySettings(Settings):
     silence_s: float = pydantic.Field(10.0, gt=0, le=600)
     opened_s: float = pydantic.Field(10.0, gt=0, le=600)
     drain_s: float = pydantic.Field(0.0, ge=0)
+    traces: str | None = pydantic.Field(None, pattern=r"^https?://[^/]", repr=False)
 
     @property
     def admits(self) -> bool:
@@ -365,8 +371,14 @@ class ApplicationSettings(Settings):
 
 
 class ServeSettings(Settings):
-    """A whole file: Ray's keys that we use, and our applications: engines of each model, and gateways."""
+    """A whole file: Ray's keys that we use, and our applications: engines of each model, and gateways.
 
+    Attributes:
+        logs: how every process of ours logs. Read by ``serve_app up`` alone, since Ray ignores it; None leaves it to
+            the environment.
+    """
+
+    logs: LogFormat | None = None
     proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http_options: HttpSettings = HttpSettings()
     logging_config: dict[str, Any] | None = None
@@ -471,9 +483,22 @@ def access_key() -> str | None:
     Raises:
         ConfigError: shorter than 16 characters.
     """
-    key = os.environ.get(KEY_VARIABLE) or None
+    return _key_in(KEY_VARIABLE)
+
+
+def operator_key() -> str | None:
+    """The key that opens what only the operator may see, from the environment; ``None``: there is nothing to see.
+
+    Raises:
+        ConfigError: shorter than 16 characters.
+    """
+    return _key_in(OPERATOR_KEY_VARIABLE)
+
+
+def _key_in(variable: str) -> str | None:
+    key = os.environ.get(variable) or None
     if key is not None and len(key) < MIN_KEY_CHARACTERS:
-        raise ConfigError(KEY_VARIABLE, f"must have at least {MIN_KEY_CHARACTERS} characters")
+        raise ConfigError(variable, f"must have at least {MIN_KEY_CHARACTERS} characters")
     return key
 
 
@@ -503,6 +528,21 @@ def is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         return host in ("", "*")
+
+
+def log_format() -> LogFormat:
+    """How this process logs, from the environment; text where it does not say.
+
+    Raises:
+        ConfigError: neither text nor json.
+    """
+    match os.environ.get(LOGS_VARIABLE) or "text":
+        case "text":
+            return "text"
+        case "json":
+            return "json"
+        case other:
+            raise ConfigError(LOGS_VARIABLE, f"must be text or json, not {other[:16]!r}")
 
 
 def proxy_mode() -> Literal["haproxy", "python"]:

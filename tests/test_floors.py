@@ -26,7 +26,7 @@ OPEN_FLOORS: Final = {0, TOP_FLOOR}
 """Elsewhere siblings are strangers."""
 
 PACKAGES: Final = {
-    "serving": {"ray", "fastapi", "starlette", "uvicorn", "numpy", "pydantic"},
+    "serving": {"ray", "fastapi", "starlette", "uvicorn", "numpy", "pydantic", "opentelemetry"},
     "client": {"websockets", "numpy"},
     "engine": {"torch", "numpy"},
     "link": {"numpy"},

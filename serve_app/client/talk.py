@@ -13,6 +13,7 @@ import numpy as np
 
 from serve_app.client.events import PCM, Audio, Error, Metadata, Text
 from serve_app.client.failures import AudioFileError, ServerGone
+from serve_app.client.latency import Latencies, asking_for_latency
 from serve_app.client.progress import Progress
 from serve_app.client.round_trip import percentile
 from serve_app.client.session import Session
@@ -38,6 +39,7 @@ class Conversation:
         pieces: the transcript's pieces.
         delay_frames: steps before the first answer.
         round_trips_s: one per answered frame.
+        latencies: where the time went, as the server says it; empty unless it was asked.
     """
 
     spoken_frames: int = 0
@@ -45,6 +47,7 @@ class Conversation:
     pieces: list[str] = dataclasses.field(default_factory=list)
     delay_frames: int = 0
     round_trips_s: list[float] = dataclasses.field(default_factory=list)
+    latencies: Latencies = dataclasses.field(default_factory=Latencies)
 
     @property
     def transcript(self) -> str:
@@ -129,8 +132,8 @@ async def _converse(
                     progress.text(text)
                 case Error(message=message):
                     progress.note(message)
-                case Metadata():
-                    pass
+                case Metadata(value=value):
+                    conversation.latencies.add(value)
 
     async def hear_the_end() -> None:
         await speak()
@@ -162,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             talk(
                 options.spoken,
                 options.answered,
-                url=options.url,
+                url=asking_for_latency(options.url) if options.latency else options.url,
                 sampling=_sampling(options),
                 key=_key(options.key_file),
                 tail_s=options.tail,
@@ -185,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("answered", type=Path, metavar="OUT.wav", help="where the answer goes: 24 kHz mono")
     parser.add_argument("--url", default=DEFAULT_URL, help="address of the server (default: %(default)s)")
     parser.add_argument("--key-file", type=Path, help="file that holds the key, for servers that ask for one")
+    parser.add_argument("--latency", action="store_true", help="ask the server where the time goes")
     parser.add_argument(
         "--tail", type=float, default=TAIL_S, metavar="S", help="silence after the file (%(default)s s)"
     )
@@ -239,4 +243,5 @@ def _summary(path: Path, conversation: Conversation) -> str:
     p50_ms, p99_ms = (1_000 * percentile(trips, share) for share in (0.5, 0.99))
     lost = conversation.spoken_frames - conversation.delay_frames - len(trips)
     late = f", {lost} frames missing" if lost > 0 else ""
-    return f"{path}: {seconds:.1f} s, round trip p50 {p50_ms:.0f} ms, p99 {p99_ms:.0f} ms{late}"
+    at_server = "".join(f"\n{line}" for line in conversation.latencies.words())
+    return f"{path}: {seconds:.1f} s, round trip p50 {p50_ms:.0f} ms, p99 {p99_ms:.0f} ms{late}{at_server}"

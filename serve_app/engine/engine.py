@@ -193,7 +193,7 @@ class Engine:
             try:
                 prompt_steps = self.runner.open(session.row, session.spec, session.twin)
             except Exception:
-                logger.exception("cannot open slot=%d", session.lease.slot)
+                logger.exception("cannot open slot=%(slot)d", {"slot": session.lease.slot})
                 self._fail(session, SessionFault("its slot could not be opened"))
                 continue
             if prompt_steps:
@@ -217,7 +217,7 @@ class Engine:
         try:
             primed = self.runner.prime(session.row, steps)
         except Exception:
-            logger.exception("cannot prime slot=%d", session.lease.slot)
+            logger.exception("cannot prime slot=%(slot)d", {"slot": session.lease.slot})
             self._fail(session, SessionFault("its prompt could not be fed"))
             return
         spent_s = self.clock() - began_s
@@ -317,7 +317,7 @@ class Engine:
             for row in session.rows:
                 self.runner.wipe(row)
         except Exception:
-            logger.exception("cannot wipe slot=%d", session.lease.slot)
+            logger.exception("cannot wipe slot=%(slot)d", {"slot": session.lease.slot})
             self._broken, self._healthy = True, False
             return False
         return True
@@ -345,6 +345,7 @@ class Engine:
         self.step_times.add(len(rows), spent_s)
         waited_s = started_s - min(row.frame.ready_s for row in rows)
         report = TickReport(
+            started_s=started_s,
             rows=len(rows),
             stage_ms={**stage_ms, "tick": 1_000 * spent_s, "wait": 1_000 * waited_s},
             overrun=spent_s > self.limits.overrun_s,

@@ -36,8 +36,10 @@ class Herald:
 
     def opened(self, session: Session) -> None:
         """A session is live."""
-        slot, generation = session.lease.slot, session.lease.generation
-        logger.info("session start slot=%d generation=%d tenant=%s", slot, generation, session.spec.tenant)
+        logger.info(
+            "session start slot=%(slot)d generation=%(generation)d tenant=%(tenant)s",
+            {"slot": session.lease.slot, "generation": session.lease.generation, "tenant": session.spec.tenant},
+        )
         self.tell(session, Opened(session.lease))
 
     def dropped(self, session: Session, drops: Mapping[DropCause, int]) -> None:
@@ -59,15 +61,18 @@ class Herald:
             error=session.error,
         )
         logger.info(
-            "session end slot=%d generation=%d cause=%s duration_s=%.2f frames=%d stepped=%d dropped=%d underruns=%d",
-            session.lease.slot,
-            session.lease.generation,
-            session.end_reason,
-            report.duration_s,
-            report.received,
-            report.stepped,
-            session.dropped.total(),
-            report.underruns,
+            "session end slot=%(slot)d generation=%(generation)d cause=%(cause)s duration_s=%(duration_s).2f "
+            "frames=%(frames)d stepped=%(stepped)d dropped=%(dropped)d underruns=%(underruns)d",
+            {
+                "slot": session.lease.slot,
+                "generation": session.lease.generation,
+                "cause": session.end_reason,
+                "duration_s": report.duration_s,
+                "frames": report.received,
+                "stepped": report.stepped,
+                "dropped": session.dropped.total(),
+                "underruns": report.underruns,
+            },
         )
         self.tell(session, Ended(session.lease, session.error))
         self._show(lambda observer: observer.session_ended(report))

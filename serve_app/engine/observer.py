@@ -11,8 +11,13 @@ from serve_app.errors import ChorusError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TickReport:
-    """One turn of the batch. ``stage_ms`` has the runner's stages, "tick" and "wait"."""
+    """One turn of the batch. ``stage_ms`` has the runner's stages, "tick" and "wait".
 
+    Attributes:
+        started_s: the engine's clock.
+    """
+
+    started_s: float
     rows: int
     stage_ms: Mapping[str, float]
     overrun: bool

@@ -19,6 +19,7 @@ from serve_app.checkpoint.text import TextStream
 from serve_app.errors import ChorusError, EngineLost, PeerSilent, SessionFault
 from serve_app.link.channel import Channel
 from serve_app.link.messages import Dropped, Ended, Output
+from serve_app.serving.latency import Latency
 from serve_app.wire.chat import ChatServer, ChatState
 from serve_app.wire.events import Audio, Control, Discarded, EarlyAudio, Ping, UnreadMetadata
 
@@ -78,6 +79,8 @@ class Connection:
         clock: monotonic seconds.
         silence_s: no audio for so long ends it.
         minders: live beside it, and end it by what they raise.
+        latency: follows its frames, for a client that asked.
+        spoke: called once, when the first audio has been sent.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class Connection:
         *,
         silence_s: float,
         minders: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+        latency: Latency | None = None,
+        spoke: Callable[[], None] | None = None,
     ) -> None:
         self._socket = socket
         self._attach = attach
@@ -96,6 +101,8 @@ class Connection:
         self._clock = clock
         self._silence_s = silence_s
         self._minders = minders
+        self._latency = latency
+        self._spoke = spoke
         self._chat = ChatServer(clock)
         self.receiver = OpusReceiver(audio_budget(), clock)
         self.sender = OpusSender()
@@ -155,6 +162,8 @@ class Connection:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise ClientLeftError
+            if self._latency is not None:
+                self._latency.heard()
             content = message.get("bytes")
             for event in self._chat.receive(content if content is not None else message.get("text") or ""):
                 await self._hear(event)
@@ -179,6 +188,8 @@ class Connection:
             self._note_drops("too_fast", received.dropped_frames)
         for frame in received.frames:
             assert self._channel is not None, "nothing is decoded before the handshake"
+            if self._latency is not None:
+                self._latency.sent(self._frames_in)
             self._channel.send(self._frames_in, frame)
             self._frames_in += 1
         await self._tell_drops()
@@ -192,7 +203,7 @@ class Connection:
         async for event in channel.events():
             match event:
                 case Output():
-                    await self._say(event)
+                    await self._answer(event)
                 case Dropped(_, frames, cause):
                     self._note_drops(cause, frames)
                     await self._tell_drops()
@@ -201,10 +212,23 @@ class Connection:
                 case _:
                     assert_never(event)
 
+    async def _answer(self, output: Output) -> None:
+        if self._latency is None:
+            await self._say(output)
+            return
+        told = self._latency.answered(output)
+        await self._say(output)
+        told()
+        report = self._latency.report()
+        if report is not None:
+            await self.tell(report)
+
     async def _say(self, output: Output) -> None:
         if output.pcm is not None:  # a model may write and not speak
             await self._socket.send_bytes(self._chat.audio(self.sender.encode(output.pcm)))
             self._frames_out += 1
+            if self._frames_out == 1 and self._spoke is not None:
+                self._spoke()
         if output.heads is not None:
             said = [[round(float(value), HEAD_DIGITS) for value in head] for head in output.heads]
             await self._socket.send_bytes(self._chat.metadata({"type": "heads", "step": output.step, "heads": said}))

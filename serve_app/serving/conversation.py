@@ -20,6 +20,7 @@ from serve_app.serving.connection import Connection, Ending
 from serve_app.serving.granted import Granted
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
+from serve_app.serving.latency import Latency
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
 from serve_app.serving.ray_calls import LeaseHandles
@@ -27,8 +28,9 @@ from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.term import mind_term
 from serve_app.serving.texts import Texts
-from serve_app.spec import SessionSpec
+from serve_app.serving.tracing import Opening
 from serve_app.units import SessionId
+from serve_app.wire.query import ChatQuery
 
 CHANGEOVER_S: Final = 0.05
 """Between two questions for a slot whose last session is on its way out."""
@@ -57,22 +59,28 @@ class Conversation:
     Args:
         house: the gateway's.
         model: which was asked for.
-        spec: the question.
+        asked: the question.
         caller: asks the authority; None where there is none.
+        opening: the trace of its start.
     """
 
-    def __init__(self, house: House, model: ServedModel, spec: SessionSpec, caller: Caller | None) -> None:
+    def __init__(
+        self, house: House, model: ServedModel, asked: ChatQuery, caller: Caller | None, opening: Opening
+    ) -> None:
         self.caller = caller
         self._house = house
         self._model = model
-        self._spec = spec
-        self._session = Session(house.leases.of(model.application).call, house.links, spec)
+        self._asked = asked
+        self._opening = opening
+        self._session = Session(house.leases.of(model.application).call, house.links, asked.spec)
         self._pieces: TextPieces | None = None
 
     async def begin(self, knock: Knock) -> None:
         """Before the upgrade: who is told to wait is let in without a slot. Raises the refusal."""
         if self.caller is not None:
-            await self.caller.open(knock)
+            with self._opening.part("admission"):
+                await self.caller.open(knock)
+            self._opening.note(tenant=self.caller.tenant)
         if self.caller is None or not self.caller.waits:
             self._pieces = await self._lease()
 
@@ -86,10 +94,12 @@ class Conversation:
             time.monotonic,
             silence_s=self._house.settings.silence_s,
             minders=self._minders(lambda: connection),
+            latency=Latency(time.monotonic) if self._asked.latency else None,
+            spoke=self._opening.spoke,
         )
         ending = connection.ending
         name = SessionId(secrets.token_hex(4))
-        logger.info("conversation start session=%s", name)
+        logger.info("conversation start session=%(session)s", {"session": name})
         with self._house.meter.conversation(connection.receiver.traffic, connection.sender.traffic):
             try:
                 ending = await connection.run()
@@ -99,6 +109,7 @@ class Conversation:
                     ending = dataclasses.replace(ending, cause="client")
                 raise
             finally:
+                self._opening.end(ending.cause)
                 self._house.meter.ended(ending.cause)
                 _log(name, ending)
 
@@ -120,7 +131,8 @@ class Conversation:
         if caller is None:
             return await self._open()
         if caller.waits:
-            await caller.queue(connection.tell)
+            with self._opening.part("queue"):
+                await caller.queue(connection.tell)
             found = await self._lease()
             connection.writes(found.stream() if found is not None else None)
         # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
@@ -130,7 +142,9 @@ class Conversation:
 
     async def _open(self) -> Channel:
         began_s = time.monotonic()
-        channel = await self._session.attach(self._house.settings.opened_s)
+        with self._opening.part("attach"):
+            channel = await self._session.attach(self._house.settings.opened_s)
+        self._opening.live()
         self._house.instruments.shook_hands(time.monotonic() - began_s)
         return channel
 
@@ -142,7 +156,9 @@ class Conversation:
         Returns what the text tokens of the engine that granted it mean.
         """
         began_s = time.monotonic()
-        granted = await (self._ask() if self.caller is None else self._claim(self.caller))
+        with self._opening.part("lease"):
+            granted = await (self._ask() if self.caller is None else self._claim(self.caller))
+        self._opening.note(engine=f"{granted.grant.address.host}:{granted.grant.address.port}")
         self._house.instruments.granted(time.monotonic() - began_s)
         try:
             return await asyncio.wait_for(self._house.texts.pieces(granted.text_model), TEXT_S)
@@ -156,7 +172,7 @@ class Conversation:
             try:
                 return await self._session.lease(self._house.settings.grant_wait_s)
             except EngineFull as full:
-                obstacle = roster.obstacle(self._spec.rows, self._model.name)
+                obstacle = roster.obstacle(self._asked.spec.rows, self._model.name)
                 engines = sum(card.model == self._model.name for card in roster.engines)
                 if obstacle is not None or not full.slots or asked >= 2 * engines:
                     raise obstacle or full from None
@@ -176,12 +192,7 @@ class Conversation:
 
 def _log(name: SessionId, ending: Ending) -> None:
     logger.info(
-        "conversation end cause=%s session=%s duration_s=%.2f frames_in=%d frames_out=%d dropped=%d discarded=%d",
-        ending.cause,
-        name,
-        ending.duration_s,
-        ending.frames_in,
-        ending.frames_out,
-        ending.dropped,
-        ending.discarded,
+        "conversation end cause=%(cause)s session=%(session)s duration_s=%(duration_s).2f "
+        "frames_in=%(frames_in)d frames_out=%(frames_out)d dropped=%(dropped)d discarded=%(discarded)d",
+        {"session": name, **dataclasses.asdict(ending)},
     )

@@ -10,6 +10,7 @@ from typing import Final
 from serve_app.admission.answers import EngineName
 from serve_app.admission.views import EngineView, LiveSession
 from serve_app.config import ENGINE_APPLICATION
+from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import Offer
 
 EXPIRY_S: Final = 5.0
@@ -36,10 +37,12 @@ class Orders:
     Attributes:
         drain: the whole deployment goes down.
         offer_text_model: the directory has no bytes for the card's text model.
+        offer_ticks: somebody asks for the last ticks.
     """
 
     drain: bool
     offer_text_model: bool
+    offer_ticks: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,8 @@ class Directory:
         self._sessions: dict[str, tuple[LiveSession, ...]] = {}
         self._authorities = 0
         self._text_models: dict[str, bytes] = {}
+        self._ticks: dict[str, tuple[int, EngineTicks]] = {}
+        self._asked = 0
         self._closing = False
 
     def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
@@ -129,7 +134,9 @@ class Directory:
         self._cards[card.engine] = (self._clock(), card)
         self._sessions[card.engine] = sessions
         wanted = card.text_model is not None and card.text_model.digest not in self._text_models
-        return Orders(drain=self._closing, offer_text_model=wanted)
+        return Orders(
+            drain=self._closing, offer_text_model=wanted, offer_ticks=not self._told(card.engine, self._asked)
+        )
 
     def offer_text_model(self, digest: str, content: bytes) -> None:
         """Keep the bytes of a text model for gateways."""
@@ -145,6 +152,25 @@ class Directory:
         self._cards = {name: entry for name, entry in self._cards.items() if entry[0] >= oldest_s}
         self._sessions = {name: self._sessions[name] for name in self._cards}
         return [card for _, card in self._cards.values()]
+
+    def ask_for_ticks(self) -> int:
+        """Somebody wants the last ticks: engines hear it with their next report. Returns the question's number."""
+        self._asked += 1
+        return self._asked
+
+    def offer_ticks(self, ticks: EngineTicks) -> None:
+        """Keep what an engine answered."""
+        self._ticks[ticks.engine] = (self._asked, ticks)
+
+    def ticks(self, question: int) -> tuple[list[EngineTicks], bool]:
+        """The answers to a question, and whether every engine that lives has given one."""
+        engines = [card.engine for card in self.engines()]
+        self._ticks = {name: self._ticks[name] for name in engines if name in self._ticks}
+        told = [name for name in engines if self._told(name, question)]
+        return [self._ticks[name][1] for name in told], len(told) == len(engines)
+
+    def _told(self, engine: str, question: int) -> bool:
+        return self._ticks[engine][0] >= question if engine in self._ticks else question == 0
 
     def views(self) -> list[EngineView]:
         """The engines that live as the authority sees them. Gateways need no sessions, so that cards have none."""

@@ -6,6 +6,8 @@ in other applications it is a root and no more. Each model is an application of 
 leaves the others' engines alone.
 """
 
+import asyncio
+import contextlib
 import time
 from typing import Any, Final, cast
 
@@ -20,6 +22,7 @@ from serve_app.serving.engine_replica import EngineReplica
 from serve_app.serving.placed_router import PlacedRouter
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
 from serve_app.serving.scaling import autoscaling
+from serve_app.serving.tick_trace import EngineTicks
 
 UNBOUNDED_REQUESTS: Final = 10_000
 """Far above what is ever asked: over its limit Ray lets callers hang, and we refuse by ourselves."""
@@ -27,6 +30,8 @@ REFUSALS_AT_ONCE: Final = 8
 """Calls above the slots, so that a full engine says so itself and at once: a router that queues cannot be told from a
 slow one, and sixteen visitors of one moment were refused beside free slots after 100 ms."""
 SHUTDOWN_S: Final = 5.0
+TICKS_S: Final = 2.5 * HEARTBEAT_S
+"""For engines to hear that their ticks are wanted, and to leave them."""
 HEALTH_PERIOD_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 5.0
 
@@ -36,6 +41,7 @@ class EngineDirectory:
 
     def __init__(self, engines: object) -> None:
         self._directory = Directory(time.monotonic)
+        self._ticks_came = asyncio.Event()
 
     async def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
         """An engine leaves its card, and who holds its slots."""
@@ -60,6 +66,21 @@ class EngineDirectory:
     async def text_model(self, digest: str) -> bytes | None:
         """A gateway asks for a text model."""
         return self._directory.text_model(digest)
+
+    async def offer_ticks(self, ticks: EngineTicks) -> None:
+        """An engine leaves its last ticks."""
+        self._directory.offer_ticks(ticks)
+        self._ticks_came.set()
+
+    async def ticks(self) -> list[EngineTicks]:
+        """The operator asks for the last ticks; engines that do not answer in time are left out."""
+        question = self._directory.ask_for_ticks()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICKS_S):
+                while not self._directory.ticks(question)[1]:
+                    self._ticks_came.clear()
+                    await self._ticks_came.wait()
+        return self._directory.ticks(question)[0]
 
     async def close(self) -> None:
         """Everything goes down: tell the engines to end their sessions."""

@@ -29,6 +29,7 @@ from serve_app.serving.process import package_versions, resident_bytes
 from serve_app.serving.ray_calls import DirectoryHandle, application_name, http_host, link_host, replica_name
 from serve_app.serving.runners import Made, make_runner
 from serve_app.serving.scaling import figures
+from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import SessionSpec
 
 REPORT_S: Final = 3.0
@@ -139,6 +140,9 @@ class EngineReplica:
                     orders = await self._directory.report(self.card(), self._desk.sessions())
                     if orders.offer_text_model and self._text_model is not None:
                         await self._directory.offer_text_model(self._text_model.digest, self._made.text_model)
+                    if orders.offer_ticks:
+                        ticks = self._instruments.trace.last()
+                        await self._directory.offer_ticks(EngineTicks(self._name, time.monotonic(), ticks))
                     if orders.drain and not self._engine.stats().draining:
                         await self._leave()
                         await self._directory.report(self.card(), self._desk.sessions())

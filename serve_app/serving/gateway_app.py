@@ -10,6 +10,7 @@ from serve_app.config import HA_PROXY_VARIABLE, GatewaySettings, checked, proxy_
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.admission_replica import AdmissionReplica
 from serve_app.serving.gateway_replica import GatewayReplica
+from serve_app.serving.tracing import require_tracing
 
 GATEWAY_DEPLOYMENT: Final = "Gateway"
 ADMISSION_DEPLOYMENT: Final = "Admission"
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 def build(args: dict[str, Any]) -> Application:
     """Build the application from its args (`GatewaySettings`). Raises ConfigError."""
     settings = checked(GatewaySettings, args, "application gateway: args")
+    require_tracing(settings.traces)
     if proxy_mode() == "python":
         log_to_stderr()
         logger.warning(SLOW_PROXY)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
 
 from serve_app.audio.opus import OpusSender
-from serve_app.config import GatewaySettings, access_key, proxy_mode, require_key_beyond_loopback
+from serve_app.config import GatewaySettings, access_key, operator_key, proxy_mode, require_key_beyond_loopback
 from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.answers import NOT_FOUND, discreet, refusal
@@ -27,15 +27,17 @@ from serve_app.serving.info import describe, readiness
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
 from serve_app.serving.meter import Meter
+from serve_app.serving.operator_pages import OperatorPages
 from serve_app.serving.page import page_folder
 from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandles, http_host
 from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
 from serve_app.serving.texts import Texts
+from serve_app.serving.tracing import open_tracing
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES
-from serve_app.wire.query import model_asked, parameters_in, parse_chat_query
+from serve_app.wire.query import ChatQuery, model_asked, parameters_in, parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
@@ -70,6 +72,7 @@ class GatewayReplica:
             meter=Meter(),
             instruments=GatewayInstruments(),
         )
+        self._tracing = open_tracing(self._settings.traces, self._name)
         self._watch = asyncio.create_task(self._house.roster.watch())
         self._showing = asyncio.create_task(self._show())
         self._obeying = asyncio.create_task(self._obey())
@@ -84,6 +87,9 @@ class GatewayReplica:
             pages = TenantPages(self._admission)
             app.add_api_route("/api/ticket", pages.ticket, methods=["POST"])
             app.add_api_route("/api/usage", pages.usage, methods=["GET"])
+        key = operator_key()
+        if key is not None:
+            app.add_api_route("/debug/ticks", OperatorPages(key, self._directory.ticks).ticks, methods=["GET"])
         app.add_api_websocket_route("/api/chat", self.chat)
         app.add_api_websocket_route("/api/chat/{model}", self.chat)
         app.add_api_websocket_route("/{path:path}", self.nowhere)
@@ -118,20 +124,24 @@ class GatewayReplica:
     async def chat(self, socket: WebSocket) -> None:
         """One conversation, from the question to the last word."""
         conversation: Conversation | None = None
+        opening = self._tracing.opening()
         try:
             try:
-                model, spec = await self._question(socket)
-                caller = self._caller(model, spec, socket)
-                conversation = Conversation(self._house, model, spec, caller)
+                with opening.part("question"):
+                    model, asked = await self._question(socket)
+                caller = self._caller(model, asked, socket)
+                conversation = Conversation(self._house, model, asked, caller, opening)
                 self._here.add(conversation)
                 await conversation.begin(Knock.of(socket.headers, socket.query_params))
             except ChorusError as error:
+                opening.end(error.reason)
                 self._note_refusal(error.reason)
                 await socket.send_denial_response(refusal(error))
                 return
             await socket.accept()
             await conversation.run(socket)
         finally:
+            opening.end("aborted")
             if conversation is not None:
                 # In a context of its own: Ray would end a call made inside a request together with that request.
                 leaving = asyncio.create_task(self._let_go(conversation), context=contextvars.Context())
@@ -139,7 +149,7 @@ class GatewayReplica:
                 leaving.add_done_callback(self._leaving.discard)
                 await asyncio.shield(leaving)
 
-    async def _question(self, socket: WebSocket) -> tuple[ServedModel, SessionSpec]:
+    async def _question(self, socket: WebSocket) -> tuple[ServedModel, ChatQuery]:
         """What a visitor asks for, who may ask. Where tenants knock, a credential is judged with the question itself.
 
         Raises ParameterRefused and ModelUnknown only to whom we know.
@@ -150,18 +160,18 @@ class GatewayReplica:
         try:
             asked = model_asked(socket.query_params, socket.path_params.get("model", ""))
             model = self._house.roster.served(asked)
-            return model, parse_chat_query(socket.query_params, model.offer).spec
+            return model, parse_chat_query(socket.query_params, model.offer)
         except ChorusError as error:
             if self._settings.tenants is None or self._admission is None:
                 raise
             found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
             raise discreet(error, found, asked) from None
 
-    def _caller(self, model: ServedModel, spec: SessionSpec, socket: WebSocket) -> Caller | None:
+    def _caller(self, model: ServedModel, asked: ChatQuery, socket: WebSocket) -> Caller | None:
         """One who asks the authority; None where there is none."""
         if self._admission is None:
             return None
-        return Caller(self._admission, model.name, spec.rows, parameters_in(socket.query_params), time.monotonic)
+        return Caller(self._admission, model.name, asked.spec.rows, parameters_in(socket.query_params), time.monotonic)
 
     async def _let_go(self, conversation: Conversation) -> None:
         await conversation.close()
@@ -181,7 +191,10 @@ class GatewayReplica:
 
     def _note_refusal(self, reason: str) -> None:
         self._house.meter.refused(reason)
-        logger.info("conversation refused reason=%s engines=%d", reason, len(self._house.roster.engines))
+        logger.info(
+            "conversation refused reason=%(reason)s engines=%(engines)d",
+            {"reason": reason, "engines": len(self._house.roster.engines)},
+        )
 
     async def _show(self) -> None:
         while True:

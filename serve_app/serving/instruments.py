@@ -17,6 +17,7 @@ from serve_app.engine.stats import EngineStats
 from serve_app.observability import metrics
 from serve_app.observability.metrics import Metric, MetricKind
 from serve_app.serving.meter import Meter
+from serve_app.serving.tick_trace import TickTrace
 
 
 class Panel:
@@ -48,13 +49,19 @@ class Panel:
 
 
 class EngineInstruments:
-    """The engine's `Observer`, and what its heartbeat shows."""
+    """The engine's `Observer`, and what its heartbeat shows.
+
+    Attributes:
+        trace: the last ticks.
+    """
 
     def __init__(self) -> None:
         self._panel = Panel(metrics.ENGINE)
+        self.trace = TickTrace()
 
     def tick_finished(self, report: TickReport) -> None:
         """Engine thread."""
+        self.trace.add(report)
         for stage, spent_ms in report.stage_ms.items():
             self._panel.observe(metrics.TICK, spent_ms / 1_000, stage)
         answered_ms = report.stage_ms.get("tick", 0.0) + report.stage_ms.get("wait", 0.0)

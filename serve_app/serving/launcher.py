@@ -18,7 +18,14 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
 
-from serve_app.config import GATEWAY_APPLICATION, Config, is_loopback, require_key_beyond_loopback
+from serve_app.config import (
+    GATEWAY_APPLICATION,
+    LOGS_VARIABLE,
+    Config,
+    is_loopback,
+    log_format,
+    require_key_beyond_loopback,
+)
 from serve_app.errors import EngineLost
 from serve_app.serving.descendants import Descendants
 from serve_app.serving.environment import environment, free_port, haproxy_works
@@ -62,8 +69,11 @@ class Launcher:
             ConfigError: the configuration cannot be served as it stands.
         """
         require_key_beyond_loopback(self._http.host)
+        if self._config.serve.logs is not None:
+            os.environ[LOGS_VARIABLE] = self._config.serve.logs
+        log_format()  # this and what follows would else be told after Ray has started
         for engine in self._config.engines.values():
-            read_voices(engine.prompts.voices)  # else it would be told after Ray has started
+            read_voices(engine.prompts.voices)
         self.port = free_port(self._http.host, self._wanted)
         if self._wanted and self.port != self._wanted:
             self._say(f"port {self._wanted} is taken, using {self.port}")
@@ -109,6 +119,10 @@ class Launcher:
             _node_ip_address="127.0.0.1",
         )
         _on_signals(_interrupt)  # Ray has just put its own handler in place
+        if log_format() == "json":
+            from serve_app.serving.worker_lines import show_as_json
+
+            show_as_json()
 
     def _deploy(self) -> str | None:
         """Start all applications. Returns why it failed."""

@@ -129,7 +129,10 @@ class LeaseDesk:
         try:
             await asyncio.wait_for(held.attached.wait(), self._attach_s)
         except TimeoutError:
-            logger.warning("nobody attached to slot=%d generation=%d in %g s", key.slot, key.generation, self._attach_s)
+            logger.warning(
+                "nobody attached slot=%(slot)d generation=%(generation)d waited_s=%(waited_s)g",
+                {**key._asdict(), "waited_s": self._attach_s},
+            )
             return
         await held.over.wait()
 

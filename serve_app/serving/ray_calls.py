@@ -24,6 +24,7 @@ from serve_app.serving.admission_host import Opened, Usage
 from serve_app.serving.directory import EngineCard, Orders
 from serve_app.serving.granted import Admitted, Answer
 from serve_app.serving.knock import Knock
+from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import SessionSpec
 from serve_app.units import SessionId
 
@@ -63,6 +64,18 @@ class DirectoryHandle:
     async def text_model(self, digest: str) -> bytes | None:
         """The bytes of a text model."""
         return cast(bytes | None, await self._handle.text_model.remote(digest))
+
+    async def offer_ticks(self, ticks: EngineTicks) -> None:
+        """Leave the last ticks."""
+        await self._handle.offer_ticks.remote(ticks)
+
+    async def ticks(self) -> list[EngineTicks]:
+        """The last ticks of every engine; takes up to some seconds. Raises EngineLost where nobody can be asked."""
+        try:
+            async with asyncio.timeout(2 * ASK_S):
+                return cast("list[EngineTicks]", await self._handle.ticks.remote())
+        except (RayError, RayServeException, TimeoutError):
+            raise EngineLost from None
 
     async def close(self) -> None:
         """Tell every engine to end its sessions."""

@@ -3,8 +3,8 @@
 Values that the web client sends (its `Conversation.tsx`): temperatures and top-k as JavaScript numbers, pad_mult 0,
 repetition_penalty 1 with a context of 64, both seeds whole numbers below a million. PersonaPlex's page, which grew
 from it, sends text_prompt, voice_prompt (a file's name) and one seed for everything, -1 for any; forms send an empty
-string. Both mean that we choose. Our own: cfg_coef, condition.NAME and extra_heads. Names that nobody here knows
-(worker_auth_id, email, max_steps, ...) are ignored, as every Kyutai server does.
+string. Both mean that we choose. Our own: cfg_coef, condition.NAME, extra_heads and latency. Names that nobody here
+knows (worker_auth_id, email, max_steps, ...) are ignored, as every Kyutai server does.
 """
 
 import dataclasses
@@ -39,16 +39,21 @@ _NOT_FINITE: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 PARAMETERS: Final = frozenset(
     "text_temperature text_topk audio_temperature audio_topk text_seed audio_seed seed cfg_coef text_prompt "
-    "voice_prompt repetition_penalty repetition_penalty_context pad_mult extra_heads".split()
+    "voice_prompt repetition_penalty repetition_penalty_context pad_mult extra_heads latency".split()
 )
 _SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatQuery:
-    """What one connection asks for."""
+    """What one connection asks for.
+
+    Attributes:
+        latency: whether it wants to be told, once a second, where the time of its frames went.
+    """
 
     spec: SessionSpec
+    latency: bool = False
 
     @property
     def sampling(self) -> Sampling:
@@ -90,6 +95,7 @@ def parse_chat_query(
         ParameterRefused: not a number, not finite, out of range, or not offered. Its name is the client's spelling.
     """
     default = offer if offer is not None else Offer()
+    latency = bool(_integer(query, "latency", 0, 1))
     try:
         spec = SessionSpec(
             sampling=_sampling(query, default.sampling, fresh_seed),
@@ -105,7 +111,7 @@ def parse_chat_query(
         raise ParameterRefused(_SPELLING.get(error.name, error.name), error.value, error.why) from error
     if offer is not None:
         offer.check(spec)
-    return ChatQuery(spec=spec)
+    return ChatQuery(spec=spec, latency=latency)
 
 
 def _sampling(query: Mapping[str, str], default: Sampling, fresh_seed: Callable[[], int]) -> Sampling:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from serve_app import config
 from serve_app.accounts.tenants_file import read_tenants
@@ -259,6 +260,28 @@ def test_settings_are_frozen() -> None:
 )
 def test_only_this_machine_counts_as_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+def test_logs_are_text_or_json_whatever_else_the_file_says(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, passthrough())).serve.logs is None
+    assert read_config(write(tmp_path, {**passthrough(), "logs": "json"})).serve.logs == "json"
+    with pytest.raises(ConfigError, match="logs"):
+        read_config(write(tmp_path, {**passthrough(), "logs": "xml"}))
+
+
+def test_ray_takes_a_file_that_says_how_to_log() -> None:
+    ServeDeploySchema.model_validate({**passthrough(), "logs": "json"})
+
+
+def test_without_an_operators_key_there_is_none_and_a_short_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(config.OPERATOR_KEY_VARIABLE, raising=False)
+    assert config.operator_key() is None
+    monkeypatch.setenv(config.OPERATOR_KEY_VARIABLE, KEY)
+    assert config.operator_key() == KEY
+    monkeypatch.setenv(config.OPERATOR_KEY_VARIABLE, KEY[:15])
+    with pytest.raises(ConfigError, match=config.OPERATOR_KEY_VARIABLE) as caught:
+        config.operator_key()
+    assert KEY[:15] not in str(caught.value)
 
 
 def test_beyond_loopback_a_key_is_required(monkeypatch: pytest.MonkeyPatch) -> None:

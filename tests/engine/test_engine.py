@@ -398,6 +398,7 @@ def test_stats_and_observer_see_stages_waits_and_overruns() -> None:
     bench.engine.tick()
     (tick,) = bench.observer.ticks
     assert tick.rows == 1
+    assert tick.started_s == pytest.approx(bench.clock.now_s - 0.1)
     assert tick.overrun
     assert dict(tick.stage_ms) == pytest.approx({"lm": 1.0, "tick": 100.0, "wait": 20.0})
     stats = bench.engine.stats()

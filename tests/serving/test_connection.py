@@ -14,6 +14,7 @@ from serve_app.errors import ChorusError, EngineDraining, EngineLost, NotFinite,
 from serve_app.link.channel import Channel
 from serve_app.link.messages import Downward, Dropped, Ended, Frame, Key, Opened, Output, Upward
 from serve_app.serving.connection import Connection, Ending
+from serve_app.serving.latency import EVERY_S, Latency
 from serve_app.units import FRAME_SAMPLES
 from serve_app.wire.events import Kind
 from tests.audio.streams import Clock
@@ -73,6 +74,7 @@ class Stage:
         silence_s: float = FOREVER_S,
         refuse: ChorusError | None = None,
         clock: Callable[[], float] = time.monotonic,
+        latency: Latency | None = None,
     ) -> None:
         self.socket = Socket()
         self.frames: list[Frame] = []
@@ -80,7 +82,7 @@ class Stage:
         self.channel = Channel(KEY, self._transmit)
         self.may_open = asyncio.Event()
         self.refuse = refuse
-        self.connection = Connection(self.socket, self._attach, None, clock, silence_s=silence_s)
+        self.connection = Connection(self.socket, self._attach, None, clock, silence_s=silence_s, latency=latency)
         self.running = asyncio.create_task(self.connection.run())
 
     def _transmit(self, message: Upward) -> None:
@@ -290,3 +292,36 @@ async def test_a_cancelled_handler_leaves_no_task_behind() -> None:
     await asyncio.wait({stage.running})
     assert stage.running.cancelled()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@on_loop
+async def test_a_client_that_asked_is_told_once_a_second_where_the_time_of_its_frames_went() -> None:
+    clock = Clock()
+    stage, sender = Stage(clock=clock, latency=Latency(clock)), OpusSender()
+    await stage.open()
+    for number in range(2):
+        stage.pushed.clear()
+        while len(stage.frames) <= number:
+            stage.socket.says(audio(sender))
+            await stage.socket.until_taken()
+        clock.now_s += EVERY_S
+        stage.engine_says(output(number, SPEECH))
+        await stage.socket.until_sent(2 * number + 3)
+    told = [json.loads(data[1:]) for data in stage.socket.sent if data[0] == Kind.METADATA]
+    assert [report["type"] for report in told] == ["latency", "latency"]
+    assert told[1]["ms"]["total"]["max"] == 1_000 * EVERY_S
+    await stage.end()
+
+
+@on_loop
+async def test_a_client_that_did_not_ask_is_told_no_latency() -> None:
+    clock = Clock()
+    stage, sender = Stage(clock=clock), OpusSender()
+    await stage.open()
+    stage.socket.says(audio(sender, 2))
+    await stage.pushed.wait()
+    clock.now_s += EVERY_S
+    stage.engine_says(output(0, SPEECH))
+    await stage.socket.until_sent(2)
+    assert Kind.METADATA not in stage.socket.kinds
+    await stage.end()

@@ -53,6 +53,19 @@ async def echo(visitor: Visitor, frequency_hz: float, frames: int) -> None:
     await listening
 
 
+def test_a_visitor_that_asks_is_told_where_the_time_of_its_frames_went(cluster: Cluster) -> None:
+    async def talk() -> None:
+        async with visit(f"{cluster.chat}?latency=1") as visitor:
+            await echo(visitor, 440, 25)
+        told = [value for value in visitor.metadata if value["type"] == "latency"]
+        assert told
+        for report in told:
+            assert report["frames"] > 0
+            assert all(part["max"] <= report["ms"]["total"]["max"] for part in report["ms"].values())
+
+    run(talk())
+
+
 def test_a_visitor_hears_what_it_said(cluster: Cluster) -> None:
     async def talk() -> None:
         async with visit(cluster.chat) as visitor:
@@ -114,8 +127,9 @@ def test_a_wrong_path_is_not_found_for_sockets_and_pages_alike(cluster: Cluster)
         assert (status, body["reason"]) == (404, "not_found")
 
     run(talk())
-    status, body = cluster.get("/nowhere")
-    assert (status, body["reason"]) == (404, "not_found")
+    for path in ("/nowhere", "/debug/ticks"):  # there is no operator's key here
+        status, body = cluster.get(path)
+        assert (status, body["reason"]) == (404, "not_found")
 
 
 def test_a_page_of_another_origin_is_refused(cluster: Cluster) -> None:

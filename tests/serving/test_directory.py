@@ -9,6 +9,7 @@ import pytest
 from serve_app.errors import EngineDraining, EngineFull, EngineLate, EngineLost, ModelUnknown
 from serve_app.serving.directory import EXPIRY_S, Directory, EngineCard, TextModel
 from serve_app.serving.roster import LOST_S, REMEMBERED_S, STALE_S, Roster
+from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import Offer, Sampling
 
 CARD = EngineCard(
@@ -106,6 +107,38 @@ def test_a_directory_asks_for_a_text_model_until_it_has_it_and_a_new_one_asks_ag
         assert directory.report(writes).offer_text_model
         directory.offer_text_model("digest", b"bytes")
         assert not directory.report(writes).offer_text_model
+
+
+def test_engines_hear_that_their_ticks_are_wanted_once_for_each_question() -> None:
+    directory = Directory(Clock())
+    assert not directory.report(CARD).offer_ticks
+    for _ in range(2):
+        directory.ask_for_ticks()
+        assert directory.report(CARD).offer_ticks
+        directory.offer_ticks(EngineTicks(CARD.engine, 0.0, ()))
+        assert not directory.report(CARD).offer_ticks
+
+
+def test_a_question_is_answered_when_every_engine_that_lives_has_left_its_ticks_since() -> None:
+    clock = Clock()
+    directory = Directory(clock)
+    for name in ("one", "two", "dead"):
+        directory.report(dataclasses.replace(CARD, engine=name))
+        directory.offer_ticks(EngineTicks(name, 0.0, ()))
+    question = directory.ask_for_ticks()
+    assert directory.ticks(question) == ([], False)
+    directory.offer_ticks(EngineTicks("one", 1.0, ()))
+    clock.now_s += EXPIRY_S + 0.1
+    for name in ("one", "two"):
+        directory.report(dataclasses.replace(CARD, engine=name))
+    assert directory.ticks(question) == ([EngineTicks("one", 1.0, ())], False)
+    directory.offer_ticks(EngineTicks("two", 2.0, ()))
+    assert directory.ticks(question) == ([EngineTicks("one", 1.0, ()), EngineTicks("two", 2.0, ())], True)
+
+
+def test_a_question_to_no_engine_is_answered_at_once() -> None:
+    directory = Directory(Clock())
+    assert directory.ticks(directory.ask_for_ticks()) == ([], True)
 
 
 def test_a_free_slot_is_no_obstacle() -> None:

@@ -94,6 +94,16 @@ def test_everything_of_the_family_reaches_the_spec() -> None:
     )
 
 
+@pytest.mark.parametrize(("query", "wanted"), [({}, False), ({"latency": "0"}, False), ({"latency": "1"}, True)])
+def test_where_the_time_went_is_told_to_whom_asks(query: dict[str, str], wanted: bool) -> None:
+    assert parse_chat_query(query).latency is wanted
+
+
+@pytest.mark.parametrize("value", ["2", "-1", "yes", "", "1.0"])
+def test_a_wish_for_latency_that_is_neither_0_nor_1_is_refused(value: str) -> None:
+    assert refused(latency=value).name == "latency"
+
+
 def test_the_offer_fills_what_the_client_leaves_out() -> None:
     offer = Offer(guided=True, guidance=2.0, sampling=Sampling(text_temperature=0.0, audio_top_k=9))
     spec = parse_chat_query({"audio_temperature": "0.5"}, offer, fresh_seed=lambda: 0).spec
