@@ -6,24 +6,25 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Final, Protocol
 
 from fastapi import WebSocket
 
 from serve_app.checkpoint.text import TextPieces
 from serve_app.config import GatewaySettings
-from serve_app.errors import EngineFull, EngineLost
+from serve_app.errors import EngineDraining, EngineFull, EngineLost, SessionMoved
 from serve_app.link.channel import Channel
-from serve_app.serving.caller import Caller
+from serve_app.serving.caller import Caller, Host
 from serve_app.serving.connection import Connection, Ending
-from serve_app.serving.granted import Granted
+from serve_app.serving.granted import Admitted, Answer, Granted
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
+from serve_app.serving.resuming import Keeping, Returning, WayBack
 from serve_app.serving.roster import Roster
-from serve_app.serving.session import CallForSlot, EngineLinks, Session
+from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.term import mind_term
 from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
@@ -34,7 +35,20 @@ CHANGEOVER_S: Final = 0.05
 TEXT_S: Final = 1.0
 """How long the directory may take to hand out a text model, while a leased slot waits."""
 
+CUT_OFF: Final = frozenset({EngineLost.reason, EngineDraining.reason})
+"""Ends that are this gateway's and need not be the session's: it lost the engine, or has to go."""
+
 logger = logging.getLogger(__name__)
+
+
+class CallToDesk(Protocol):
+    """Asks an engine for a slot: yields a grant or a refusal, and then holds the slot until it is closed."""
+
+    def __call__(
+        self, spec: SessionSpec, caller: Admitted | None, comeback: Keeping | Returning | None = None, /
+    ) -> AsyncGenerator[Answer, None]:
+        """One call."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,12 +56,13 @@ class House:
     """What all conversations of one gateway share."""
 
     settings: GatewaySettings
-    call: CallForSlot
+    call: CallToDesk
     links: EngineLinks
     roster: Roster
     texts: Texts
     meter: Meter
     instruments: GatewayInstruments
+    host: Host | None = None
 
 
 class Conversation:
@@ -57,17 +72,26 @@ class Conversation:
         house: the gateway's.
         spec: the question.
         caller: asks the authority; None where there is none.
+        comeback: of a visitor that can come back, or does.
     """
 
-    def __init__(self, house: House, spec: SessionSpec, caller: Caller | None) -> None:
+    def __init__(
+        self, house: House, spec: SessionSpec, caller: Caller | None, comeback: Keeping | Returning | None = None
+    ) -> None:
         self.caller = caller
         self._house = house
         self._spec = spec
-        self._session = Session(house.call, house.links, spec)
+        self._session = Session(lambda spec, caller: house.call(spec, caller, comeback), house.links, spec)
         self._pieces: TextPieces | None = None
+        self._way_back: WayBack | None = None
+        self._returns = isinstance(comeback, Returning)
+        self._lives_on = self._returns  # until it is ours, a session that exists is not ours to end
 
     async def begin(self, knock: Knock) -> None:
         """Before the upgrade: who is told to wait is let in without a slot. Raises the refusal."""
+        if self._returns:
+            self._pieces = await self._lease()
+            return
         if self.caller is not None:
             await self.caller.open(knock)
         if self.caller is None or not self.caller.waits:
@@ -79,7 +103,7 @@ class Conversation:
         connection = Connection(
             watched,
             lambda: self._attach(connection),
-            self._pieces.stream() if self._pieces is not None else None,
+            self._pieces.stream(goes_on=self._returns) if self._pieces is not None else None,
             time.monotonic,
             silence_s=self._house.settings.silence_s,
             minders=self._minders(lambda: connection),
@@ -90,9 +114,13 @@ class Conversation:
         with self._house.meter.conversation(connection.receiver.traffic, connection.sender.traffic):
             try:
                 ending = await connection.run()
+                properly = ending.cause == "client" and await watched.left_properly()
+                self._lives_on = self._outlives(ending.cause, properly=properly)
             except asyncio.CancelledError:
                 ending = connection.ending
-                if await watched.left_properly():
+                properly = await watched.left_properly()
+                self._lives_on = self._outlives(ending.cause, properly=properly)
+                if properly:
                     ending = dataclasses.replace(ending, cause="client")
                 raise
             finally:
@@ -100,10 +128,19 @@ class Conversation:
                 _log(name, ending)
 
     async def close(self) -> None:
-        """First the slot, then the claim to it, so that whoever comes next finds it free. Idempotent."""
-        await self._session.close()
-        if self.caller is not None:
+        """First the slot, then the claim to it, so that whoever comes next finds it free. Idempotent.
+
+        A session that goes on without this connection keeps both: its engine says when they are over.
+        """
+        await self._session.close(keep=self._lives_on)
+        if self.caller is not None and not self._lives_on:
             await self.caller.leave()
+
+    def _outlives(self, cause: str, *, properly: bool) -> bool:
+        """Whether the session goes on: it has another connection, or its visitor was cut off and may come back."""
+        if cause == SessionMoved.reason or (self._returns and not self._session.attached):
+            return True
+        return self._session.kept and (cause in CUT_OFF or (cause in ("client", "aborted") and not properly))
 
     def _minders(self, connection: Callable[[], Connection]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         caller = self.caller
@@ -112,6 +149,13 @@ class Conversation:
         return [lambda: mind_term(caller, connection().tell, asyncio.sleep), caller.mind_orders]
 
     async def _attach(self, connection: Connection) -> Channel:
+        """The slot, opened, and the visitor's way back to it."""
+        channel = await self._let_in(connection)
+        if self._way_back is not None:
+            connection.greets_with(self._way_back.told())
+        return channel
+
+    async def _let_in(self, connection: Connection) -> Channel:
         """The slot, opened: who waits is let in first."""
         caller = self.caller
         if caller is None:
@@ -139,8 +183,14 @@ class Conversation:
         Returns what the text tokens of the engine that granted it mean.
         """
         began_s = time.monotonic()
-        granted = await (self._ask() if self.caller is None else self._claim(self.caller))
+        if self._returns:
+            granted = await self._session.lease(self._house.settings.grant_wait_s)
+        else:
+            granted = await (self._ask() if self.caller is None else self._claim(self.caller))
         self._house.instruments.granted(time.monotonic() - began_s)
+        self._way_back = granted.way_back
+        if granted.past is not None and granted.past.caller is not None and self._house.host is not None:
+            self.caller = Caller.back(self._house.host, granted.past, time.monotonic)
         try:
             return await asyncio.wait_for(self._house.texts.pieces(granted.text_model), TEXT_S)
         except (LookupError, TimeoutError):

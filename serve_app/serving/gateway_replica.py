@@ -29,13 +29,14 @@ from serve_app.serving.knock import Knock
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
 from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandle, http_host
+from serve_app.serving.resuming import Keeping, Returning, Token
 from serve_app.serving.roster import Roster
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
 from serve_app.serving.texts import Texts
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES
-from serve_app.wire.query import parameters_in, parse_chat_query
+from serve_app.wire.query import ChatQuery, parameters_in, parse_chat_query
 
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
@@ -69,6 +70,7 @@ class GatewayReplica:
             texts=Texts(self._directory.text_model),
             meter=Meter(),
             instruments=GatewayInstruments(),
+            host=self._admission,
         )
         self._watch = asyncio.create_task(self._house.roster.watch())
         self._showing = asyncio.create_task(self._show())
@@ -121,9 +123,10 @@ class GatewayReplica:
         conversation: Conversation | None = None
         try:
             try:
-                spec = await self._question(socket)
-                caller = self._caller(spec, socket)
-                conversation = Conversation(self._house, spec, caller)
+                query = await self._question(socket)
+                comeback = await self._comeback(query, socket)
+                caller = None if isinstance(comeback, Returning) else self._caller(query.spec, socket)
+                conversation = Conversation(self._house, query.spec, caller, comeback)
                 self._here.add(conversation)
                 await conversation.begin(Knock.of(socket.headers, socket.query_params))
             except ChorusError as error:
@@ -140,7 +143,7 @@ class GatewayReplica:
                 leaving.add_done_callback(self._leaving.discard)
                 await asyncio.shield(leaving)
 
-    async def _question(self, socket: WebSocket) -> SessionSpec:
+    async def _question(self, socket: WebSocket) -> ChatQuery:
         """What a visitor asks for, who may ask. Where tenants knock, a credential is judged with the question itself.
 
         Raises ParameterRefused only to whom we know.
@@ -148,13 +151,27 @@ class GatewayReplica:
         if self._settings.tenants is None:
             self._door.admit(socket.headers, socket.query_params)
         try:
-            return parse_chat_query(socket.query_params, self._house.roster.offer()).spec
+            return parse_chat_query(socket.query_params, self._house.roster.offer())
         except ChorusError:
             if self._settings.tenants is not None and self._admission is not None:
                 found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
                 if isinstance(found, ChorusError):
                     raise found from None
             raise
+
+    async def _comeback(self, query: ChatQuery, socket: WebSocket) -> Keeping | Returning | None:
+        """Whether a visitor comes back, or can. Raises SessionGone for what is no token, but only to whom we know."""
+        asked = tuple((name, socket.query_params[name]) for name in sorted(parameters_in(socket.query_params)))
+        if query.resume is None:
+            keeps = query.resumable and self._settings.resume_s > 0
+            return Keeping(self._settings.resume_s, asked) if keeps else None
+        tenant = None
+        if self._settings.tenants is not None and self._admission is not None:
+            found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+            if isinstance(found, ChorusError):
+                raise found
+            tenant = found.name
+        return Returning(Token.read(query.resume), tenant, asked)
 
     def _caller(self, spec: SessionSpec, socket: WebSocket) -> Caller | None:
         """One who asks the authority; None where there is none. Raises EngineLost while nobody knows what runs here."""
