@@ -132,6 +132,7 @@ class Rig:
             leased=0,
             live=many,
             priming=0,
+            parked=0,
             rows=many,
             rows_free=0,
             draining=False,

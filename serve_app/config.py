@@ -325,6 +325,7 @@ class GatewaySettings(Settings):
         queue: callers that may wait for a slot; 0 refuses them at once.
         silence_s: no audio for this long ends the session.
         opened_s: the engine must have primed the slot within this.
+        resume_s: a client that asked for it and is cut off may come back within this; 0 lets nobody.
         drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
             Ray takes it from the environment.
         traces: address of a collector that takes OTLP over HTTP: how sessions start is sent there. May hold a password.
@@ -337,6 +338,7 @@ class GatewaySettings(Settings):
     grant_wait_s: float = pydantic.Field(1.0, gt=0, le=5)
     silence_s: float = pydantic.Field(10.0, gt=0, le=600)
     opened_s: float = pydantic.Field(10.0, gt=0, le=600)
+    resume_s: float = pydantic.Field(15.0, ge=0, le=600)
     drain_s: float = pydantic.Field(0.0, ge=0)
     traces: str | None = pydantic.Field(None, pattern=r"^https?://[^/]", repr=False)
 

@@ -186,6 +186,28 @@ class SessionOver(PeerError):
         return f"a session may last {self.longest_s:g} s"
 
 
+class SessionMoved(PeerError):
+    """The session goes on over another connection: somebody presented its token. This one is of no use any more."""
+
+    reason = "moved"
+    close_code = 4001
+    http_status = 409
+
+    def __str__(self) -> str:
+        return "the session goes on over another connection"
+
+
+class SessionGone(PeerError):
+    """Nothing to come back to. A token that was never given, one that was used and one that is late look the same."""
+
+    reason = "session_gone"
+    close_code = 1008
+    http_status = 410
+
+    def __str__(self) -> str:
+        return "there is no session to come back to; open a new one"
+
+
 class QuotaError(PeerError):
     """A tenant has what it may have; says when to come again."""
 

@@ -73,18 +73,18 @@ class TextPieces:
         """What a token says; nothing for one outside the vocabulary (-1, -2, a start token)."""
         return self._sounds[token] if 0 <= token < len(self._sounds) else ""
 
-    def stream(self) -> "TextStream":
-        """A fresh conversation's text."""
-        return TextStream(self)
+    def stream(self, *, goes_on: bool = False) -> "TextStream":
+        """A conversation's text, from its first word or from the middle."""
+        return TextStream(self, goes_on=goes_on)
 
 
 class TextStream:
     """Text of one conversation, token by token. Not thread-safe; one owner."""
 
-    def __init__(self, pieces: TextPieces) -> None:
+    def __init__(self, pieces: TextPieces, *, goes_on: bool = False) -> None:
         self._pieces = pieces
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = True
+        self._at_start = not goes_on
 
     def push(self, token: int) -> str:
         """What can be shown now that this token has come: whole characters only, invalid bytes as U+FFFD."""

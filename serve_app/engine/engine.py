@@ -94,12 +94,33 @@ class Engine:
     def open(self, lease: Lease, sink: Sink) -> None:
         """Open the leased slot; the sink gets Opened once its rows are reset and its prompt is through.
 
-        Frames may be pushed at once; those pushed into a prompt are dropped.
+        Frames may be pushed at once; those pushed into a prompt are dropped. A session that was parked goes on where it
+        was, heard by this sink alone.
 
-        Raises: StaleLease when the lease has expired, was closed or is open already.
+        Raises: StaleLease when the lease has expired, was closed, changed hands or is open already.
         """
         hash(sink)  # sinks are grouped by equality: an unhashable one must fail here and not in the tick
         self._seats.open(lease, sink)
+
+    def park(self, lease: Lease, sink: Sink) -> bool:
+        """Keep a session whose holder is gone: its state stays as it is, what waits is dropped, nothing is stepped.
+
+        Args:
+            lease: of a live session, or of one that was retaken and not opened.
+            sink: told when it ends meanwhile; the old one hears nothing more.
+
+        Returns:
+            False where there is nothing to keep: it never became live, is ending or has ended.
+        """
+        hash(sink)
+        return self._seats.park(lease, sink)
+
+    def retake(self, lease: Lease) -> Lease:
+        """Give a parked session into other hands: the lease to open it with; the old one is stale from now on.
+
+        It may wait to be opened for as long as it could wait parked. Raises StaleLease when it is not parked.
+        """
+        return self._seats.retake(lease)
 
     def push(self, lease: Lease, number: int, pcm: Any) -> None:
         """Queue a frame, ``float32[1920]``, owned by the engine from now on. Never blocks and never raises.
@@ -188,7 +209,13 @@ class Engine:
             self._busy_since = None
 
     def _admit(self) -> None:
-        """Reset the rows of whoever was opened, and say so before the run: nobody waits for other people's step."""
+        """Reset the rows of whoever was opened, and say so before the run: nobody waits for other people's step.
+
+        Who comes back finds its rows as they were.
+        """
+        for session in self._seats.returns():
+            self._herald.returned(session)
+            self._report_drops(session)
         for session in self._seats.openings():
             try:
                 prompt_steps = self.runner.open(session.row, session.spec, session.twin)

@@ -20,11 +20,12 @@ class DropCause(enum.Enum):
     ENDED = "ended"  # still waiting when the session ended
     FAULT = "fault"  # taken by the tick that failed
     EARLY = "early"  # came before the prompt was through
+    PARKED = "parked"  # still waiting when the holder was lost
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Opened:
-    """The slot is primed, its prompt is through; frames are stepped from now on."""
+    """The slot is primed, its prompt is through; frames are stepped from now on, also after a change of hands."""
 
     lease: Lease
 

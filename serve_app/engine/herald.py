@@ -42,6 +42,11 @@ class Herald:
         )
         self.tell(session, Opened(session.lease))
 
+    def returned(self, session: Session) -> None:
+        """A session has another holder and goes on."""
+        logger.info("session back slot=%d generation=%d", session.lease.slot, session.lease.generation)
+        self.tell(session, Opened(session.lease))
+
     def dropped(self, session: Session, drops: Mapping[DropCause, int]) -> None:
         """Frames of a session were thrown away."""
         for cause, frames in drops.items():

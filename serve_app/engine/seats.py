@@ -44,6 +44,7 @@ class Seats:
         self._opening: collections.deque[Session] = collections.deque()
         self._closing: collections.deque[Session] = collections.deque()
         self._priming: collections.deque[Session] = collections.deque()  # first come, first primed
+        self._returning: collections.deque[Session] = collections.deque()
         self._tally = Tally()
         self._draining = False
         self._woken = False
@@ -66,21 +67,57 @@ class Seats:
             return lease
 
     def open(self, lease: Lease, sink: Sink) -> None:
-        """Post the opening of a leased slot. Raises StaleLease."""
+        """Post the opening of a leased slot, or of a parked one that goes on. Raises StaleLease."""
         with self._lock:
-            session = self._sessions.get(lease.slot)
-            if session is None or session.lease != lease or self._table.state(lease) is not SlotState.LEASED:
+            session = self._held(lease, SlotState.LEASED, SlotState.PARKED)
+            if session is None or session.next_sink is not None:
                 raise StaleLease(lease.slot, lease.generation)
-            self._table.move(lease, SlotState.PRIMING)
-            session.sink = sink
-            self._opening.append(session)
+            if session.sink is None:
+                self._table.move(lease, SlotState.PRIMING)
+                session.sink = sink
+                self._opening.append(session)
+            else:  # a step of before may be in flight, and what it says is not the new holder's
+                session.next_sink = sink
+                self._returning.append(session)
             self._work_came.notify_all()
+
+    def park(self, lease: Lease, sink: Sink) -> bool:
+        """Keep a live session for a holder that is gone; this sink hears what happens to it. False: there is none."""
+        with self._lock:
+            session = self._held(lease, SlotState.LIVE, SlotState.PARKED)
+            if session is None:
+                return False
+            # Before the lease is renewed, ever: who reads the lease and then the sink, as the engine thread does, can
+            # tell the old holder nothing under the new lease.
+            session.sink, session.next_sink = sink, None
+            session.last_push_s = None
+            session.discard(DropCause.PARKED)
+            if self._table.state(lease) is SlotState.LIVE:
+                self._table.move(lease, SlotState.PARKED)
+            self._stop_waiting(session)
+            self._hurry_came.notify_all()  # nobody waits for its frames any more
+            return True
+
+    def retake(self, lease: Lease) -> Lease:
+        """Lease a parked slot anew, to be opened. Raises StaleLease."""
+        with self._lock:
+            session = self._held(lease, SlotState.PARKED)
+            if session is None or session.next_sink is not None:
+                raise StaleLease(lease.slot, lease.generation)
+            session.lease = self._table.renew(lease)
+            return session.lease
 
     def push(self, lease: Lease, number: int, pcm: Any) -> None:
         """Queue a frame; the oldest goes when the inbox is full, a stale lease's is dropped and counted."""
         with self._lock:
             session = self._sessions.get(lease.slot)
-            if session is None or session.lease != lease or session.sink is None or session.closing:
+            if (
+                session is None
+                or session.lease != lease
+                or session.sink is None
+                or session.closing
+                or (session.next_sink is None and self._table.state(lease) is SlotState.PARKED)
+            ):
                 self._tally.stale_frames += 1
                 return
             now_s = self._clock()
@@ -89,7 +126,8 @@ class Seats:
                 self._tally.underruns += 1
             session.last_push_s = now_s
             session.push(Frame(number, pcm, now_s), self._limits.inbox_frames)
-            if session.opened_s is not None and session.error is None and lease.slot not in self._starved:
+            comes_in = session.opened_s is None or session.next_sink is not None
+            if not comes_in and session.error is None and lease.slot not in self._starved:
                 self._ready[lease.slot] = session
                 self._work_came.notify_all()
                 if session.is_behind or self._complete():
@@ -138,6 +176,7 @@ class Seats:
                 leased=self._table.count(SlotState.LEASED),
                 live=self._table.count(SlotState.LIVE),
                 priming=len(self._priming),
+                parked=self._table.count(SlotState.PARKED),
                 rows=self._rows.rows,
                 rows_free=self._rows.free,
                 draining=self._draining,
@@ -190,7 +229,7 @@ class Seats:
         return bool(self._ready) or self._chores()
 
     def _chores(self) -> bool:
-        return bool(self._opening or self._closing or self._priming)
+        return bool(self._opening or self._closing or self._priming or self._returning)
 
     def _complete(self) -> bool:
         return len(self._ready) >= self._table.count(SlotState.LIVE) - len(self._starved)
@@ -207,6 +246,21 @@ class Seats:
             opening = [session for session in self._opening if not session.closing]
             self._opening.clear()
             return opening
+
+    def returns(self) -> list[Session]:
+        """Whose new holders hear them from now on."""
+        back = []
+        with self._lock:
+            while self._returning:
+                session = self._returning.popleft()
+                if session.next_sink is None or session.closing or session.error is not None:
+                    continue
+                session.sink, session.next_sink = session.next_sink, None
+                self._table.move(session.lease, SlotState.LIVE)
+                if session.inbox:
+                    self._ready[session.lease.slot] = session
+                back.append(session)
+        return back
 
     def primes(self, session: Session) -> None:
         """The session's rows are reset: its prompt may be fed."""
@@ -290,6 +344,8 @@ class Seats:
         """Forget the session, and give its slot back where that is safe."""
         with self._lock:
             session.discard()
+            if session.next_sink is not None:  # it ends before it has gone on: its new holder is who has to know
+                session.sink, session.next_sink = session.next_sink, None
             if give_back:
                 self._table.move(session.lease, SlotState.FREE)
                 self._give_back(session)
@@ -325,6 +381,13 @@ class Seats:
             self._tally.primed(steps, spent_ms)
 
     # --- under the lock -----------------------------------------------------------------------------------------------
+
+    def _held(self, lease: Lease, *states: SlotState) -> Session | None:
+        """The session of this lease, if it is in one of these states and not about to end."""
+        session = self._sessions.get(lease.slot)
+        if session is None or session.lease != lease or session.closing or self._table.state(lease) not in states:
+            return None
+        return session
 
     def _expire(self, now_s: float) -> None:
         for lease in self._table.expire(now_s):

@@ -27,6 +27,7 @@ class Session:
     """A leased slot's holder. Touched only under the engine's lock, except ``step`` and ``error`` (engine thread).
 
     ``rows`` are the slots of the runner's state that it owns: its own, then its twin's under guidance.
+    ``next_sink`` is of a holder that takes a parked session over, until the engine thread lets it speak.
     ``received == stepped + sum(dropped) + pending`` holds whenever the lock is free.
     """
 
@@ -36,6 +37,7 @@ class Session:
         self.rows = rows
         self.opened_s: float | None = None
         self.sink: Sink | None = None
+        self.next_sink: Sink | None = None
         self.inbox: collections.deque[Frame] = collections.deque()
         self.step = 0
         self.prompt_steps = 0

@@ -21,6 +21,7 @@ class SlotState(enum.Enum):
     LEASED = "leased"  # granted, nobody has opened it yet; expires
     PRIMING = "priming"  # opened, its rows wait for the engine thread to reset them and to feed them its prompt
     LIVE = "live"
+    PARKED = "parked"  # its holder is gone and may come back: state and rows are kept, nothing steps
     DRAINING = "draining"  # closed by its holder, given back at the end of the tick
     FAILED = "failed"  # ended by a fault, wiped before anybody gets it
 
@@ -29,7 +30,8 @@ TRANSITIONS: Final[Mapping[SlotState, frozenset[SlotState]]] = {
     SlotState.FREE: frozenset({SlotState.LEASED}),
     SlotState.LEASED: frozenset({SlotState.PRIMING, SlotState.FREE}),
     SlotState.PRIMING: frozenset({SlotState.LIVE, SlotState.DRAINING, SlotState.FAILED}),
-    SlotState.LIVE: frozenset({SlotState.DRAINING, SlotState.FAILED}),
+    SlotState.LIVE: frozenset({SlotState.PARKED, SlotState.DRAINING, SlotState.FAILED}),
+    SlotState.PARKED: frozenset({SlotState.LIVE, SlotState.DRAINING, SlotState.FAILED}),
     SlotState.DRAINING: frozenset({SlotState.FREE, SlotState.FAILED}),
     SlotState.FAILED: frozenset({SlotState.FREE}),
 }
@@ -37,7 +39,7 @@ TRANSITIONS: Final[Mapping[SlotState, frozenset[SlotState]]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to a slot. Stale as soon as the slot is given back, because its generation grows then."""
+    """The right to a slot. Stale as soon as the slot changes hands or is given back: its generation grows then."""
 
     slot: Slot
     generation: Generation
@@ -92,6 +94,12 @@ class SlotTable:
         if to is SlotState.FREE:
             self._generations[lease.slot] += 1
             self._free.append(lease.slot)
+
+    def renew(self, lease: Lease) -> Lease:
+        """A lease of the same parked slot for its next holder; the last one's is stale from now on."""
+        assert self.state(lease) is SlotState.PARKED, "only a parked slot changes hands"
+        self._generations[lease.slot] += 1
+        return Lease(lease.slot, Generation(self._generations[lease.slot]))
 
     def expire(self, now_s: float) -> list[Lease]:
         """Give back every slot that was leased too long ago and never opened."""

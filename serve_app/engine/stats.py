@@ -23,6 +23,7 @@ class EngineStats:
 
     Attributes:
         slots, free, leased, live, priming: seats in all, free, granted but unopened, live now, and fed a prompt now.
+        parked: seats that are kept for holders who are gone.
         rows, rows_free: rows of the batch in all and free; a guided session owns two.
         pending_frames: frames that wait now.
         ticks, steps: turns of the batch, and rows stepped in them.
@@ -44,6 +45,7 @@ class EngineStats:
     leased: int
     live: int
     priming: int
+    parked: int
     rows: int
     rows_free: int
     draining: bool

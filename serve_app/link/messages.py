@@ -11,7 +11,16 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import ChorusError, EngineDraining, EngineFull, EngineLost, NotFinite, SessionFault, StaleLease
+from serve_app.errors import (
+    ChorusError,
+    EngineDraining,
+    EngineFull,
+    EngineLost,
+    NotFinite,
+    SessionFault,
+    SessionMoved,
+    StaleLease,
+)
 
 VERSION: Final = 2
 TOKEN_BYTES: Final = 16
@@ -160,6 +169,7 @@ _ERRORS: Final[Mapping[str, Callable[[Ended], ChorusError]]] = {
     EngineLost.reason: lambda ended: EngineLost(),
     EngineDraining.reason: lambda ended: EngineDraining(),
     EngineFull.reason: lambda ended: EngineFull(0),
+    SessionMoved.reason: lambda ended: SessionMoved(),
 }
 
 Upward = Attach | Frame | Detach

@@ -31,6 +31,10 @@ class EnginePort(Protocol):
         """End the session. Idempotent."""
         ...
 
+    def lose(self, key: Key) -> None:
+        """Its gateway is gone without a word: end the session or keep it for a while, as the engine likes."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Address:
@@ -81,9 +85,10 @@ class GrantBook:
 
 
 class Holdings:
-    """The sessions that one peer has attached: what goes up to the port, and what is freed when the peer is lost.
+    """The sessions that one peer has attached: what goes up to the port, and what is lost with the peer.
 
-    ``receive`` and ``release`` belong to the event loop; ``deliver`` is the sink of all its sessions, any thread.
+    ``receive``, ``release`` and ``oust`` belong to the event loop; ``deliver`` is the sink of all its sessions, on
+    any thread.
 
     Attributes:
         attached, refused: attaches that were good, and that were not, since the peer came.
@@ -122,10 +127,16 @@ class Holdings:
         self._sink(messages)
 
     def release(self) -> None:
-        """The peer is gone: end all its sessions."""
-        for key in list(self._held):
-            self._port.close(key)
-        self._held.clear()
+        """The peer is gone: nobody holds its sessions any more."""
+        held, self._held = self._held, set()
+        for key in held:
+            self._port.lose(key)
+
+    def oust(self, key: Key, error: ChorusError) -> None:
+        """Take a session that is not the peer's any more away from it, and tell it why. Nothing if it holds none."""
+        if key in self._held:
+            self._held.discard(key)
+            self._sink([Ended.of(key, error)])
 
     def _attach(self, key: Key, token: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The engine's end of the link: listens, checks hellos and grants, frees what a lost gateway held.
+"""The engine's end of the link: listens, checks hellos and grants, says which sessions were lost with a gateway.
 
 A peer proves itself by its first good attach; until then it may cost little and stay briefly.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, cast
 
-from serve_app.errors import LinkError
+from serve_app.errors import ChorusError, LinkError
 from serve_app.link.limits import LinkLimits
 from serve_app.link.messages import VERSION, Attach, Detach, Dropped, Frame, Hello, Key, Message, Welcome
 from serve_app.link.pipe import Pipe
@@ -67,7 +67,7 @@ class _Connection:
         if error is not None:
             logger.warning("link closed: %s", error)
         if self.holdings:
-            logger.warning("a gateway is gone, freeing its %d sessions", len(self.holdings))
+            logger.warning("a gateway is gone, and %d sessions are without one", len(self.holdings))
         self.holdings.release()
 
 
@@ -128,6 +128,11 @@ class LinkServer:
     def revoke(self, slot: int, generation: int) -> None:
         """Void the token of a lease that is over. Idempotent."""
         self._grants.revoke(Key(slot, generation))
+
+    def oust(self, slot: int, generation: int, error: ChorusError) -> None:
+        """Take a session away from the gateway that has attached it: it hears nothing more but why."""
+        for connection in list(self.connections):
+            connection.holdings.oust(Key(slot, generation), error)
 
     async def close(self) -> None:
         """Stop listening, write what waits, close every connection and free what they held: in ``limits.close_s``."""

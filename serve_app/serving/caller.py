@@ -5,12 +5,12 @@ import contextlib
 import dataclasses
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
-from serve_app.admission.answers import AdmissionRequest, Answer, Granted, Refused, Wait
+from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait
 from serve_app.errors import ChorusError, EngineLost
 from serve_app.serving.admission_host import Opened
-from serve_app.serving.granted import Admitted
+from serve_app.serving.granted import Admitted, Past
 from serve_app.serving.knock import Knock
 from serve_app.units import SessionId
 
@@ -71,7 +71,21 @@ class Caller:
         self._asked_s: float | None = None
         self._live = asyncio.Event()
         self._live_s = 0.0
+        self._lived_s = 0.0
+        self._confirmed = False
         self._order: asyncio.Future[ChorusError] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    def back(cls, host: Host, past: Past, clock: Callable[[], float], sleep: Sleep = asyncio.sleep) -> Self:
+        """One whose session came here from another gateway, or from another connection: let in long ago."""
+        assert past.caller is not None, "nobody let it in"
+        admitted = past.caller
+        caller = cls(host, "", 1, frozenset(), clock, sleep)
+        caller._request = dataclasses.replace(caller._request, session=admitted.session, tenant=admitted.tenant)
+        caller._answer = Granted(caller._request, EngineName(admitted.engine), 0.0, admitted.longest_s)
+        caller._asked_s = clock()
+        caller._lived_s, caller._confirmed = past.lived_s, True
+        return caller
 
     @property
     def session(self) -> SessionId:
@@ -92,7 +106,7 @@ class Caller:
     def admitted(self) -> Admitted:
         """What the engine is told."""
         assert isinstance(self._answer, Granted), "not let in"
-        return Admitted(self.session, self.tenant, self._answer.engine)
+        return Admitted(self.session, self.tenant, self._answer.engine, self._answer.longest_s)
 
     async def open(self, knock: Knock) -> None:
         """Ask the first time. Raises the refusal, or EngineLost where nobody answers."""
@@ -124,7 +138,7 @@ class Caller:
     async def confirm(self) -> None:
         """The engine has given the slot. Raises EngineLost: too late, the slot is another's."""
         assert isinstance(self._answer, Granted), "not let in"
-        if not await self._host.confirm(self._answer):
+        if not self._confirmed and not await self._host.confirm(self._answer):
             raise EngineLost
 
     async def leave(self) -> None:
@@ -136,8 +150,8 @@ class Caller:
             await self._host.leave(self.session, audio_s)
 
     def goes_live(self) -> None:
-        """The handshake is out: its time begins."""
-        self._live_s = self._clock()
+        """The handshake is out: its time begins, or goes on."""
+        self._live_s = self._clock() - self._lived_s
         self._live.set()
 
     def end(self, why: ChorusError) -> None:
@@ -154,6 +168,11 @@ class Caller:
         """How long it may last."""
         assert isinstance(self._answer, Granted), "not let in"
         return self._answer.longest_s
+
+    @property
+    def left_s(self) -> float:
+        """How long it may last yet, counted from when it goes live here."""
+        return max(0.0, self.longest_s - self._lived_s)
 
     async def live(self) -> None:
         """Wait until it goes live."""

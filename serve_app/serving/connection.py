@@ -98,6 +98,7 @@ class Connection:
         self._socket = socket
         self._attach = attach
         self._text = text
+        self._greeting: Mapping[str, Any] | None = None
         self._clock = clock
         self._silence_s = silence_s
         self._minders = minders
@@ -142,6 +143,10 @@ class Connection:
     def writes(self, text: TextStream | None) -> None:
         """What its tokens mean, where that was not known before somebody granted a slot."""
         self._text = text
+
+    def greets_with(self, value: Mapping[str, Any]) -> None:
+        """Metadata that goes out right behind the handshake."""
+        self._greeting = value
 
     async def _first_of(self, *lives: Coroutine[Any, Any, None]) -> None:
         """Run all until the first ends, end the others, and raise what it raised."""
@@ -199,6 +204,8 @@ class Connection:
     async def _speak(self) -> None:
         self._channel = channel = await self._attach()
         await self._socket.send_bytes(self._chat.handshake())
+        if self._greeting is not None:
+            await self.tell(self._greeting)
         self._heard_s = self._clock()
         async for event in channel.events():
             match event:

@@ -13,9 +13,9 @@ from fastapi import WebSocket
 
 from serve_app.checkpoint.text import TextPieces
 from serve_app.config import GatewaySettings
-from serve_app.errors import EngineFull, EngineLost
+from serve_app.errors import EngineDraining, EngineFull, EngineLost, SessionMoved
 from serve_app.link.channel import Channel
-from serve_app.serving.caller import Caller
+from serve_app.serving.caller import Caller, Host
 from serve_app.serving.connection import Connection, Ending
 from serve_app.serving.granted import Granted
 from serve_app.serving.instruments import GatewayInstruments
@@ -24,6 +24,7 @@ from serve_app.serving.latency import Latency
 from serve_app.serving.leaving import WatchedSocket
 from serve_app.serving.meter import Meter
 from serve_app.serving.ray_calls import LeaseHandles
+from serve_app.serving.resuming import Keeping, Returning, WayBack
 from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.term import mind_term
@@ -36,6 +37,9 @@ CHANGEOVER_S: Final = 0.05
 """Between two questions for a slot whose last session is on its way out."""
 TEXT_S: Final = 1.0
 """How long the directory may take to hand out a text model, while a leased slot waits."""
+
+CUT_OFF: Final = frozenset({EngineLost.reason, EngineDraining.reason})
+"""Ends that are this gateway's and need not be the session's: it lost the engine, or has to go."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ class House:
     texts: Texts
     meter: Meter
     instruments: GatewayInstruments
+    host: Host | None = None
 
 
 class Conversation:
@@ -62,21 +67,35 @@ class Conversation:
         asked: the question.
         caller: asks the authority; None where there is none.
         opening: the trace of its start.
+        comeback: of a visitor that can come back, or does.
     """
 
     def __init__(
-        self, house: House, model: ServedModel, asked: ChatQuery, caller: Caller | None, opening: Opening
+        self,
+        house: House,
+        model: ServedModel,
+        asked: ChatQuery,
+        caller: Caller | None,
+        opening: Opening,
+        comeback: Keeping | Returning | None = None,
     ) -> None:
         self.caller = caller
         self._house = house
         self._model = model
         self._asked = asked
         self._opening = opening
-        self._session = Session(house.leases.of(model.application).call, house.links, asked.spec)
+        call = house.leases.of(model.application).call
+        self._session = Session(lambda spec, caller: call(spec, caller, comeback), house.links, asked.spec)
         self._pieces: TextPieces | None = None
+        self._way_back: WayBack | None = None
+        self._returns = isinstance(comeback, Returning)
+        self._lives_on = self._returns  # until it is ours, a session that exists is not ours to end
 
     async def begin(self, knock: Knock) -> None:
         """Before the upgrade: who is told to wait is let in without a slot. Raises the refusal."""
+        if self._returns:
+            self._pieces = await self._lease()
+            return
         if self.caller is not None:
             with self._opening.part("admission"):
                 await self.caller.open(knock)
@@ -90,7 +109,7 @@ class Conversation:
         connection = Connection(
             watched,
             lambda: self._attach(connection),
-            self._pieces.stream() if self._pieces is not None else None,
+            self._pieces.stream(goes_on=self._returns) if self._pieces is not None else None,
             time.monotonic,
             silence_s=self._house.settings.silence_s,
             minders=self._minders(lambda: connection),
@@ -103,9 +122,13 @@ class Conversation:
         with self._house.meter.conversation(connection.receiver.traffic, connection.sender.traffic):
             try:
                 ending = await connection.run()
+                properly = ending.cause == "client" and await watched.left_properly()
+                self._lives_on = self._outlives(ending.cause, properly=properly)
             except asyncio.CancelledError:
                 ending = connection.ending
-                if await watched.left_properly():
+                properly = await watched.left_properly()
+                self._lives_on = self._outlives(ending.cause, properly=properly)
+                if properly:
                     ending = dataclasses.replace(ending, cause="client")
                 raise
             finally:
@@ -114,10 +137,19 @@ class Conversation:
                 _log(name, ending)
 
     async def close(self) -> None:
-        """First the slot, then the claim to it, so that whoever comes next finds it free. Idempotent."""
-        await self._session.close()
-        if self.caller is not None:
+        """First the slot, then the claim to it, so that whoever comes next finds it free. Idempotent.
+
+        A session that goes on without this connection keeps both: its engine says when they are over.
+        """
+        await self._session.close(keep=self._lives_on)
+        if self.caller is not None and not self._lives_on:
             await self.caller.leave()
+
+    def _outlives(self, cause: str, *, properly: bool) -> bool:
+        """Whether the session goes on: it has another connection, or its visitor was cut off and may come back."""
+        if cause == SessionMoved.reason or (self._returns and not self._session.attached):
+            return True
+        return self._session.kept and (cause in CUT_OFF or (cause in ("client", "aborted") and not properly))
 
     def _minders(self, connection: Callable[[], Connection]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         caller = self.caller
@@ -126,6 +158,13 @@ class Conversation:
         return [lambda: mind_term(caller, connection().tell, asyncio.sleep), caller.mind_orders]
 
     async def _attach(self, connection: Connection) -> Channel:
+        """The slot, opened, and the visitor's way back to it."""
+        channel = await self._let_in(connection)
+        if self._way_back is not None:
+            connection.greets_with(self._way_back.told())
+        return channel
+
+    async def _let_in(self, connection: Connection) -> Channel:
         """The slot, opened: who waits is let in first."""
         caller = self.caller
         if caller is None:
@@ -157,13 +196,21 @@ class Conversation:
         """
         began_s = time.monotonic()
         with self._opening.part("lease"):
-            granted = await (self._ask() if self.caller is None else self._claim(self.caller))
+            granted = await self._granted()
         self._opening.note(engine=f"{granted.grant.address.host}:{granted.grant.address.port}")
         self._house.instruments.granted(time.monotonic() - began_s)
+        self._way_back = granted.way_back
+        if granted.past is not None and granted.past.caller is not None and self._house.host is not None:
+            self.caller = Caller.back(self._house.host, granted.past, time.monotonic)
         try:
             return await asyncio.wait_for(self._house.texts.pieces(granted.text_model), TEXT_S)
         except (LookupError, TimeoutError):
             raise EngineLost from None  # it comes up: its text model is on the way
+
+    async def _granted(self) -> Granted:
+        if self._returns:
+            return await self._session.lease(self._house.settings.grant_wait_s)
+        return await (self._ask() if self.caller is None else self._claim(self.caller))
 
     async def _ask(self) -> Granted:
         """Ask until somebody grants: the router may choose a full engine while another has room, but not for ever."""

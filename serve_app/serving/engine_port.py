@@ -22,12 +22,20 @@ class EngineOverLink:
         engine: shared with its loop's thread.
         opened: told of every session that is opened, on the link's loop.
         ended: told of every session that ended, on the engine thread; must not block.
+        lost: told of every session whose gateway is gone, on the link's loop; None ends them.
     """
 
-    def __init__(self, engine: Engine, opened: Callable[[Key], None], ended: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        opened: Callable[[Key], None],
+        ended: Callable[[Key], None],
+        lost: Callable[[Key], None] | None = None,
+    ) -> None:
         self._engine = engine
         self._opened = opened
         self._ended = ended
+        self._lost = lost if lost is not None else self.close
 
     def open(self, key: Key, sink: messages.Sink) -> None:
         """Open the leased slot. Raises StaleLease."""
@@ -41,6 +49,14 @@ class EngineOverLink:
     def close(self, key: Key) -> None:
         """End the session. Idempotent."""
         self._engine.close(lease_of(key))
+
+    def lose(self, key: Key) -> None:
+        """Its gateway is gone without a word."""
+        self._lost(key)
+
+    def park(self, key: Key) -> bool:
+        """Keep the session for a gateway that comes back; False where there is none to keep."""
+        return self._engine.park(lease_of(key), _Translator(_nobody, self._ended))
 
 
 def lease_of(key: Key) -> Lease:
@@ -65,6 +81,10 @@ class _Translator:
         for event in happened:
             if isinstance(event, events.Ended):
                 self.ended(key_of(event.lease))
+
+
+def _nobody(said: Sequence[messages.Downward]) -> None:
+    """Hears what a session says that no gateway holds."""
 
 
 def message_of(event: events.Event) -> messages.Downward:

@@ -27,6 +27,7 @@ from serve_app.serving.lease_desk import LeaseDesk
 from serve_app.serving.placed_router import LATE
 from serve_app.serving.process import package_versions, resident_bytes
 from serve_app.serving.ray_calls import DirectoryHandle, application_name, http_host, link_host, replica_name
+from serve_app.serving.resuming import Keeping, Returning
 from serve_app.serving.runners import Made, make_runner
 from serve_app.serving.scaling import figures
 from serve_app.serving.tick_trace import EngineTicks
@@ -85,6 +86,7 @@ class EngineReplica:
             attach_s=self._settings.attach_s,
             text_model=self._text_model,
             late=lambda: not self._deadlines.kept,
+            name=self._name,
         )
         self._server = await self._desk.listen(link_host(self._settings.link.host), self._ports())
         self._directory = DirectoryHandle()
@@ -92,9 +94,11 @@ class EngineReplica:
         self._watchdog.start()
         self._heartbeat = asyncio.create_task(self._beat())
 
-    async def lease(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncIterator[Answer]:
+    async def lease(
+        self, spec: SessionSpec, caller: Admitted | None = None, comeback: Keeping | Returning | None = None
+    ) -> AsyncIterator[Answer]:
         """Hold a slot while the caller listens; the first answer is the grant or the refusal."""
-        async with contextlib.aclosing(self._desk.lease(spec, caller)) as answers:
+        async with contextlib.aclosing(self._desk.lease(spec, caller, comeback)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -208,6 +212,7 @@ class EngineReplica:
                 "primed_steps": stats.primed_steps,
                 **stats.runner,
                 **self._sweeper.counters(),
+                **self._desk.counters(),
                 **{f"dropped_{cause}": count for cause, count in stats.dropped_frames.items()},
                 **{f"ended_{reason}": count for reason, count in stats.ended.items()},
             },

@@ -30,6 +30,7 @@ from serve_app.serving.meter import Meter
 from serve_app.serving.operator_pages import OperatorPages
 from serve_app.serving.page import page_folder
 from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandles, http_host
+from serve_app.serving.resuming import Keeping, Returning, Token
 from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
@@ -71,6 +72,7 @@ class GatewayReplica:
             texts=Texts(self._directory.text_model),
             meter=Meter(),
             instruments=GatewayInstruments(),
+            host=self._admission,
         )
         self._tracing = open_tracing(self._settings.traces, self._name)
         self._watch = asyncio.create_task(self._house.roster.watch())
@@ -129,8 +131,12 @@ class GatewayReplica:
             try:
                 with opening.part("question"):
                     model, asked = await self._question(socket)
-                caller = self._caller(model, asked, socket)
-                conversation = Conversation(self._house, model, asked, caller, opening)
+                    comeback = await self._comeback(asked, socket)
+                if isinstance(comeback, Returning):
+                    caller, model = None, self._house.roster.running(comeback.token.engine) or model
+                else:
+                    caller = self._caller(model, asked, socket)
+                conversation = Conversation(self._house, model, asked, caller, opening, comeback)
                 self._here.add(conversation)
                 await conversation.begin(Knock.of(socket.headers, socket.query_params))
             except ChorusError as error:
@@ -166,6 +172,20 @@ class GatewayReplica:
                 raise
             found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
             raise discreet(error, found, asked) from None
+
+    async def _comeback(self, query: ChatQuery, socket: WebSocket) -> Keeping | Returning | None:
+        """Whether a visitor comes back, or can. Raises SessionGone for what is no token, but only to whom we know."""
+        asked = tuple((name, socket.query_params[name]) for name in sorted(parameters_in(socket.query_params)))
+        if query.resume is None:
+            keeps = query.resumable and self._settings.resume_s > 0
+            return Keeping(self._settings.resume_s, asked) if keeps else None
+        tenant = None
+        if self._settings.tenants is not None and self._admission is not None:
+            found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+            if isinstance(found, ChorusError):
+                raise found
+            tenant = found.name
+        return Returning(Token.read(query.resume), tenant, asked)
 
     def _caller(self, model: ServedModel, asked: ChatQuery, socket: WebSocket) -> Caller | None:
         """One who asks the authority; None where there is none."""

@@ -1,21 +1,36 @@
-"""Slots given out for as long as a call stays open."""
+"""Slots given out for as long as a call stays open, and kept for a while for clients that can come back.
+
+A slot that is kept has no call. Whoever shows its token gets the session under a new lease, wherever the last holder
+is: the old lease is stale, so that nothing which is still under way can disturb the session.
+"""
 
 import asyncio
 import contextlib
 import dataclasses
+import hmac
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final
 
 from serve_app.admission.views import LiveSession
 from serve_app.engine.engine import Engine
 from serve_app.engine.slots import Lease
-from serve_app.errors import ChorusError, EngineFull, EngineLate
+from serve_app.errors import (
+    ChorusError,
+    EngineFull,
+    EngineLate,
+    EngineLost,
+    ParameterRefused,
+    SessionGone,
+    SessionMoved,
+    StaleLease,
+)
 from serve_app.link.messages import Key
 from serve_app.link.server import LinkServer
 from serve_app.serving.directory import TextModel
 from serve_app.serving.engine_port import EngineOverLink, key_of
-from serve_app.serving.granted import Admitted, Answer, Granted
+from serve_app.serving.granted import Admitted, Answer, Granted, Past
+from serve_app.serving.resuming import GRACE_LIMIT_S, Keeping, Returning, Token, WayBack
 from serve_app.spec import SessionSpec
 
 CHANGEOVER_S: Final = 0.08
@@ -24,27 +39,50 @@ CHANGEOVER_S: Final = 0.08
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """One gateway's hold on a slot.
+
+    Attributes:
+        shown: digest of the token that it came with; empty for who began the session.
+    """
+
+    shown: bytes = b""
+    attached: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class _Held:
     """A slot that is given out.
 
     Attributes:
         caller: None where no authority named it.
-        attached_s: the loop's time; one element once it is attached.
+        keeping: None where its client cannot come back.
+        call: None while it is kept for a client that is gone.
+        digest: of the token that opens it; empty where none does.
+        attached_s: the loop's time of its first attachment.
+        expiry: of what is kept.
     """
 
-    caller: Admitted | None
+    lease: Lease
     rows: int
-    attached: asyncio.Event
-    over: asyncio.Event
-    attached_s: list[float] = dataclasses.field(default_factory=list)
+    caller: Admitted | None
+    keeping: Keeping | None
+    call: _Call | None
+    digest: bytes = b""
+    attached_s: float | None = None
+    expiry: asyncio.TimerHandle | None = None
+
+    def lived_s(self, now_s: float) -> float:
+        """Conversation begins when a gateway attaches, and goes on while the slot is kept."""
+        return now_s - self.attached_s if self.attached_s is not None else 0.0
 
     def seen(self, now_s: float) -> LiveSession | None:
-        """As the authority counts it: conversation begins when the gateway attaches."""
+        """As the authority counts it."""
         if self.caller is None:
             return None
-        audio_s = now_s - self.attached_s[0] if self.attached_s else 0.0
-        return LiveSession(self.caller.session, self.caller.tenant, self.rows, audio_s)
+        return LiveSession(self.caller.session, self.caller.tenant, self.rows, self.lived_s(now_s))
 
 
 class LeaseDesk:
@@ -55,6 +93,7 @@ class LeaseDesk:
         attach_s: a slot that no gateway attaches to within this is taken back.
         text_model: what the engine writes with.
         late: whether its ticks miss their deadlines now.
+        name: of the engine, by which calls are sent to it.
     """
 
     def __init__(
@@ -64,53 +103,72 @@ class LeaseDesk:
         attach_s: float,
         text_model: TextModel | None = None,
         late: Callable[[], bool] = lambda: False,
+        name: str = "engine",
     ) -> None:
         self._engine = engine
         self._text_model = text_model
         self._attach_s = attach_s
         self._late = late
+        self._name = name
         self._loop = asyncio.get_running_loop()
         self._held: dict[Key, _Held] = {}
         self._freed = asyncio.Event()
+        self._port = EngineOverLink(engine, self._on_attached, self._told_of_end, self._on_lost)
         self._server: LinkServer | None = None
+        self._parked = self._resumed = self._lapsed = 0
 
     async def listen(self, host: str, ports: range) -> LinkServer:
         """Start the link server that honours the grants. Raises LinkError when no port is free."""
-        port = EngineOverLink(self._engine, self._on_attached, self._told_of_end)
-        self._server = await LinkServer.start(port, host, ports)
+        self._server = await LinkServer.start(self._port, host, ports)
         return self._server
 
     def sessions(self) -> tuple[LiveSession, ...]:
-        """Everybody who holds a slot and was named by an authority."""
+        """Everybody who holds a slot, or has one kept, and was named by an authority."""
         now_s = self._loop.time()
         seen = (held.seen(now_s) for held in self._held.values())
         return tuple(session for session in seen if session is not None)
 
-    async def lease(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncGenerator[Answer, None]:
-        """Hold a slot while the caller iterates: yields one grant, ends with the session. Closing it frees the slot.
+    def counters(self) -> Mapping[str, int]:
+        """How often slots were kept, came into other hands, and were given up."""
+        return {"parked": self._parked, "resumed": self._resumed, "resume_lapsed": self._lapsed}
+
+    async def lease(
+        self, spec: SessionSpec, caller: Admitted | None = None, comeback: Keeping | Returning | None = None
+    ) -> AsyncGenerator[Answer, None]:
+        """Hold a slot while the caller iterates: yields one grant, ends with the session.
+
+        Closing it frees the slot, or keeps it for as long as was agreed. Who returns asks for no new slot, and what it
+        says of the other arguments is not looked at.
 
         A refusal is yielded and not raised, because Ray logs a trace for what is raised. Whom an authority named comes
         in even if the engine is late: it was judged there, a second ago, and is waited for.
         """
         assert self._server is not None, "listen first"
-        if caller is None and self._late():
+        if caller is None and not isinstance(comeback, Returning) and self._late():
             yield EngineLate(self._engine.stats().slots)
             return
         try:
-            lease = await self._acquire(spec)
+            if isinstance(comeback, Returning):
+                held, past = self._take_back(comeback)
+            else:
+                held, past = await self._begin(spec, caller, comeback), None
         except ChorusError as error:
             yield error
             return
-        key = key_of(lease)
-        held = self._held[key] = _Held(caller, spec.rows, asyncio.Event(), asyncio.Event())
+        call = held.call
+        assert call is not None
         try:
-            yield Granted(self._server.grant(lease.slot, lease.generation), self._text_model)
-            await self._wait(key, held)
+            yield self._grant(held, past)
+            await self._wait(held, call)
         finally:
-            del self._held[key]
-            self._server.revoke(lease.slot, lease.generation)
-            self._engine.close(lease)
-            self._freed.set()
+            self._hang_up(held, call)
+
+    # --- beginning ----------------------------------------------------------------------------------------------------
+
+    async def _begin(self, spec: SessionSpec, caller: Admitted | None, keeping: Keeping | None) -> _Held:
+        lease = await self._acquire(spec)
+        held = self._held[key_of(lease)] = _Held(lease, spec.rows, caller, keeping, _Call())
+        return held
 
     async def _acquire(self, spec: SessionSpec) -> Lease:
         deadline_s = self._loop.time() + CHANGEOVER_S
@@ -125,22 +183,134 @@ class LeaseDesk:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._freed.wait(), left_s)
 
-    async def _wait(self, key: Key, held: _Held) -> None:
+    def _grant(self, held: _Held, past: Past | None) -> Granted:
+        """What proves the lease, and a token that nobody has used."""
+        assert self._server is not None
+        way_back = None
+        if held.keeping is not None:
+            token = Token.fresh(self._name)
+            held.digest = token.digest
+            way_back = WayBack(token, _grace_s(held.keeping))
+        return Granted(self._server.grant(*key_of(held.lease)), self._text_model, way_back, past)
+
+    async def _wait(self, held: _Held, call: _Call) -> None:
         try:
-            await asyncio.wait_for(held.attached.wait(), self._attach_s)
+            await asyncio.wait_for(call.attached.wait(), self._attach_s)
         except TimeoutError:
             logger.warning(
                 "nobody attached slot=%(slot)d generation=%(generation)d waited_s=%(waited_s)g",
-                {**key._asdict(), "waited_s": self._attach_s},
+                {**key_of(held.lease)._asdict(), "waited_s": self._attach_s},
             )
             return
-        await held.over.wait()
+        await call.over.wait()
+
+    # --- coming back --------------------------------------------------------------------------------------------------
+
+    def _take_back(self, returning: Returning) -> tuple[_Held, Past]:
+        """Give the session that a token opens a new lease, from whoever has it.
+
+        Raises:
+            SessionGone: there is none, or it is not this tenant's.
+            ParameterRefused: the client asks for another session than it had; the token stays good.
+        """
+        held = self._opened_by(returning)
+        _require_same(held.keeping, returning)
+        before = key_of(held.lease)
+        if not self._port.park(before):
+            raise SessionGone  # it ends at this moment
+        assert self._server is not None
+        self._server.revoke(*before)
+        self._server.oust(*before, SessionMoved())
+        last, shown = held.call, held.digest
+        self._stop_expiry(held)
+        held.call, held.digest = _Call(shown), b""
+        if last is not None:
+            last.attached.set()
+            last.over.set()
+        try:
+            held.lease = self._engine.retake(held.lease)
+        except StaleLease:  # it failed since
+            self._free(held)
+            raise SessionGone from None
+        del self._held[before]
+        self._held[key_of(held.lease)] = held
+        self._resumed += 1
+        return held, Past(held.caller, held.lived_s(self._loop.time()))
+
+    def _opened_by(self, returning: Returning) -> _Held:
+        """The session of a token. Every digest is compared, so that time tells nothing about any."""
+        found, shown = None, returning.token.digest
+        for held in self._held.values():
+            if hmac.compare_digest(shown, held.digest):
+                found = held
+        if found is None or found.attached_s is None:
+            raise SessionGone
+        owner = found.caller.tenant if found.caller is not None else None
+        if returning.tenant is not None and returning.tenant != owner:
+            raise SessionGone
+        return found
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _hang_up(self, held: _Held, call: _Call) -> None:
+        """A gateway holds the slot no longer: keep it or free it. Nothing if another has it, or it is free already."""
+        if held.call is not call:
+            return
+        held.call = None
+        call.over.set()
+        if not self._keep(held, call):
+            self._free(held)
+
+    def _keep(self, held: _Held, call: _Call) -> bool:
+        """Keep the slot for a client that may come back. False: there is none, or nothing to keep."""
+        assert self._server is not None
+        key = key_of(held.lease)
+        if held.keeping is None or held.attached_s is None or not self._port.park(key):
+            return False
+        if not call.attached.is_set():
+            held.digest = call.shown  # its client has got no other
+        self._server.revoke(*key)
+        self._server.oust(*key, EngineLost())  # a gateway that lost its call, and not its connection
+        held.expiry = self._loop.call_later(_grace_s(held.keeping), self._lapse, held)
+        self._parked += 1
+        return True
+
+    def _lapse(self, held: _Held) -> None:
+        self._lapsed += 1
+        self._free(held)
+
+    def _free(self, held: _Held) -> None:
+        assert self._server is not None
+        self._stop_expiry(held)
+        held.call = None
+        key = key_of(held.lease)
+        if self._held.get(key) is held:
+            del self._held[key]
+        self._server.revoke(*key)
+        self._engine.close(held.lease)
+        self._freed.set()
+
+    def _stop_expiry(self, held: _Held) -> None:
+        if held.expiry is not None:
+            held.expiry.cancel()
+            held.expiry = None
+
+    # --- word of the link and of the engine ---------------------------------------------------------------------------
 
     def _on_attached(self, key: Key) -> None:
         held = self._held.get(key)
-        if held is not None:
-            held.attached_s.append(self._loop.time())
-            held.attached.set()
+        if held is not None and held.call is not None:
+            held.call.attached.set()
+            if held.attached_s is None:
+                held.attached_s = self._loop.time()
+
+    def _on_lost(self, key: Key) -> None:
+        """A gateway is gone. Ray may not end its calls for a long time."""
+        held = self._held.get(key)
+        if held is not None and held.call is not None:
+            self._hang_up(held, held.call)
+        elif held is None:
+            self._port.close(key)
 
     def _told_of_end(self, key: Key) -> None:
         self._loop.call_soon_threadsafe(self._on_end, key)
@@ -149,4 +319,18 @@ class LeaseDesk:
         self._freed.set()
         held = self._held.get(key)
         if held is not None:
-            held.over.set()
+            call = held.call
+            self._free(held)
+            if call is not None:
+                call.over.set()
+
+
+def _grace_s(keeping: Keeping) -> float:
+    return min(max(keeping.grace_s, 0.0), GRACE_LIMIT_S)
+
+
+def _require_same(keeping: Keeping | None, returning: Returning) -> None:
+    had = dict(keeping.asked) if keeping is not None else {}
+    for name, value in returning.asked:
+        if had.get(name) != value:
+            raise ParameterRefused(name, value, "the session was opened with another; leave it out")

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-from serve_app.serving.connection import Socket
+from fastapi import WebSocketDisconnect
+
+from serve_app.serving.connection import ClientLeftError, Socket
 
 PROPER_CODES: Final = (1000, 1001, 1005)
 """Done, going away (a page is closed), and a close without a code."""
@@ -34,8 +36,13 @@ class WatchedSocket:
         return message
 
     async def send_bytes(self, data: bytes) -> None:
-        """As the socket's."""
-        await self._socket.send_bytes(data)
+        """As the socket's. Raises ClientLeftError when there is nobody to send to."""
+        try:
+            await self._socket.send_bytes(data)
+        except WebSocketDisconnect as gone:
+            if self._code is None:
+                self._code = gone.code
+            raise ClientLeftError from gone
 
     async def close(self, code: int = 1000, reason: str | None = None) -> None:
         """As the socket's."""

@@ -1,4 +1,4 @@
-"""Sends a call for a slot to the engine that the authority named; any other call to the less busy of two in time.
+"""Sends a call for a slot to the engine that the authority or a token names; others to the less busy of two in time.
 
 Ray Serve's routers are an interface in alpha, so that all of it is here. Requests must not be matched first come, first
 served, as Serve's own router does: another's engine would be no use.
@@ -10,6 +10,7 @@ from typing import Any, Final
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.serving.granted import Admitted
+from serve_app.serving.resuming import Returning, Token
 
 LATE: Final = "late"
 """Of an engine's routing stats: it misses its deadlines."""
@@ -34,4 +35,8 @@ class PlacedRouter(RequestRouter):
 
 def engine_wanted(arguments: Any) -> str | None:
     """The engine that a call for a slot names among its arguments."""
-    return next((argument.engine for argument in arguments if isinstance(argument, Admitted)), None)
+    for argument in arguments:
+        match argument:
+            case Admitted(engine=engine) | Returning(token=Token(engine=engine)):
+                return str(engine)
+    return None

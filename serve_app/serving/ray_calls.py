@@ -24,6 +24,7 @@ from serve_app.serving.admission_host import Opened, Usage
 from serve_app.serving.directory import EngineCard, Orders
 from serve_app.serving.granted import Admitted, Answer
 from serve_app.serving.knock import Knock
+from serve_app.serving.resuming import Keeping, Returning
 from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import SessionSpec
 from serve_app.units import SessionId
@@ -104,12 +105,14 @@ class LeaseHandle:
             ENGINE_DEPLOYMENT, app_name=application
         ).options(stream=True)
 
-    async def call(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncGenerator[Answer, None]:
+    async def call(
+        self, spec: SessionSpec, caller: Admitted | None = None, comeback: Keeping | Returning | None = None
+    ) -> AsyncGenerator[Answer, None]:
         """Hold a slot for as long as this is iterated or closed; start it in a context of its own.
 
         A call belongs to the request in whose context it is made and would be cancelled with it.
         """
-        response = cast("DeploymentResponseGenerator[Any]", self._handle.lease.remote(spec, caller))
+        response = cast("DeploymentResponseGenerator[Any]", self._handle.lease.remote(spec, caller, comeback))
         try:
             async for answer in response:
                 yield answer

@@ -124,6 +124,11 @@ class Roster:
             raise ModelUnknown(name, [model.name for model in models])
         return found
 
+    def running(self, engine: str) -> ServedModel | None:
+        """The model that an engine runs; None where nobody knows the engine."""
+        applications = [card.application for card in self.engines if card.engine == engine]
+        return next((model for model in self.models if model.application in applications), None)
+
     async def refresh(self) -> None:
         """Ask once. Raises whatever the directory's client or the warming raises."""
         engines = await self._directory.engines()

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import AsyncGenerator, Callable
+from typing import Final
 
 from serve_app.errors import ChorusError, EngineFull, EngineLost
 from serve_app.link.channel import Channel
@@ -14,6 +15,8 @@ from serve_app.spec import SessionSpec
 
 CallForSlot = Callable[[SessionSpec, Admitted | None], AsyncGenerator[Answer, None]]
 """Yields a grant or a refusal, and then holds the slot until it is closed."""
+
+DETACH_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,9 @@ class Session:
         call: asks an engine for a slot.
         links: this gateway's connections.
         spec: the question.
+
+    Attributes:
+        attached: whether its slot was opened.
     """
 
     def __init__(self, call: CallForSlot, links: EngineLinks, spec: SessionSpec) -> None:
@@ -69,6 +75,7 @@ class Session:
         self._holder: asyncio.Task[None] | None = None
         self._granted: Granted | None = None
         self._channel: Channel | None = None
+        self.attached = False
 
     async def lease(self, wait_s: float, caller: Admitted | None = None) -> Granted:
         """Get a slot, in the name of a caller whom an authority let in.
@@ -108,13 +115,23 @@ class Session:
                 self._channel = await link.attach(grant, timeout_s=timeout_s)
         except TimeoutError:
             raise EngineLost from None
+        self.attached = True
         return self._channel
 
-    async def close(self) -> None:
-        """Give everything back. Idempotent."""
-        if self._channel is not None:
-            self._channel.close()
+    @property
+    def kept(self) -> bool:
+        """Whether the slot is kept when its call ends and nobody detached: its client may come back."""
+        return self.attached and self._granted is not None and self._granted.way_back is not None
+
+    async def close(self, *, keep: bool = False) -> None:
+        """Give everything back, or let the engine keep it for a client that may come back. Idempotent."""
         holder, self._holder = self._holder, None
+        if self._channel is not None and not keep:
+            self._channel.close()
+            if holder is not None and self.kept:
+                # The engine ends the call when the session is over. One that is cancelled before the engine has heard
+                # of the end, over another connection, would have its slot kept.
+                await asyncio.wait({holder}, timeout=DETACH_S)
         if holder is not None:
             holder.cancel()
             await asyncio.wait({holder})

@@ -16,9 +16,9 @@ async def mind_term(caller: Caller, tell: Tell, sleep: Sleep) -> None:
         SessionOver: its time is up.
     """
     await caller.live()
-    longest_s = caller.longest_s
-    warning_s = min(WARNING_S, longest_s)
-    await sleep(longest_s - warning_s)
+    left_s = caller.left_s
+    warning_s = min(WARNING_S, left_s)
+    await sleep(left_s - warning_s)
     await tell({"session": {"ends_in_s": round(warning_s)}})
     await sleep(warning_s)
-    raise SessionOver(longest_s)
+    raise SessionOver(caller.longest_s)

@@ -3,8 +3,8 @@
 Values that the web client sends (its `Conversation.tsx`): temperatures and top-k as JavaScript numbers, pad_mult 0,
 repetition_penalty 1 with a context of 64, both seeds whole numbers below a million. PersonaPlex's page, which grew
 from it, sends text_prompt, voice_prompt (a file's name) and one seed for everything, -1 for any; forms send an empty
-string. Both mean that we choose. Our own: cfg_coef, condition.NAME, extra_heads and latency. Names that nobody here
-knows (worker_auth_id, email, max_steps, ...) are ignored, as every Kyutai server does.
+string. Both mean that we choose. Our own: cfg_coef, condition.NAME, extra_heads, latency, resumable and resume. Names
+that nobody here knows (worker_auth_id, email, max_steps, ...) are ignored, as every Kyutai server does.
 """
 
 import dataclasses
@@ -41,6 +41,8 @@ PARAMETERS: Final = frozenset(
     "text_temperature text_topk audio_temperature audio_topk text_seed audio_seed seed cfg_coef text_prompt "
     "voice_prompt repetition_penalty repetition_penalty_context pad_mult extra_heads latency".split()
 )
+RESUMABLE_PARAMETER: Final = "resumable"
+RESUME_PARAMETER: Final = "resume"
 _SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
 
 
@@ -50,10 +52,14 @@ class ChatQuery:
 
     Attributes:
         latency: whether it wants to be told, once a second, where the time of its frames went.
+        resumable: whether its client can come back to a session that it was cut off from.
+        resume: what it comes back with; None for a new session.
     """
 
     spec: SessionSpec
     latency: bool = False
+    resumable: bool = False
+    resume: str | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -111,7 +117,12 @@ def parse_chat_query(
         raise ParameterRefused(_SPELLING.get(error.name, error.name), error.value, error.why) from error
     if offer is not None:
         offer.check(spec)
-    return ChatQuery(spec=spec, latency=latency)
+    return ChatQuery(
+        spec=spec,
+        latency=latency,
+        resumable=bool(_integer(query, RESUMABLE_PARAMETER, 0, 1)),
+        resume=query.get(RESUME_PARAMETER),
+    )
 
 
 def _sampling(query: Mapping[str, str], default: Sampling, fresh_seed: Callable[[], int]) -> Sampling:

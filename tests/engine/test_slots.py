@@ -14,6 +14,7 @@ WAYS_OUT = {
     SlotState.LEASED: (SlotState.FREE,),
     SlotState.PRIMING: (SlotState.DRAINING, SlotState.FREE),
     SlotState.LIVE: (SlotState.FAILED, SlotState.FREE),
+    SlotState.PARKED: (SlotState.DRAINING, SlotState.FREE),
 }
 
 

@@ -63,6 +63,9 @@ class EchoPort:
             sink([Ended(key)])
         self._changed.set()
 
+    def lose(self, key: Key) -> None:
+        self.close(key)
+
     def say(self, message: Downward) -> None:
         self.sinks[message.key]([message])
 

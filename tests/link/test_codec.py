@@ -16,6 +16,7 @@ from serve_app.errors import (
     LinkError,
     NotFinite,
     SessionFault,
+    SessionMoved,
     StaleLease,
 )
 from serve_app.link.codec import MAX_MESSAGE_BYTES, Decoder, encode
@@ -183,6 +184,7 @@ def test_pcm_crosses_to_the_bit() -> None:
         SessionFault("its sink raised"),
         EngineLost(),
         EngineDraining(),
+        SessionMoved(),
         EngineFull(0),
         StaleLease(3, 7),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.errors import EngineDraining, StaleLease
+from serve_app.errors import EngineDraining, SessionMoved, StaleLease
 from serve_app.link.messages import TOKEN_BYTES, Attach, Detach, Downward, Ended, Frame, Key, Opened
 from serve_app.link.port import Address, GrantBook, Holdings
 from tests.link.fakes import EchoPort, frame
@@ -118,6 +118,25 @@ def test_frame_after_the_session_ended_never_reaches_the_engine() -> None:
     peer.holdings.receive(Detach(key))
     peer.holdings.receive(Frame(key, 0, frame(0.0)))
     assert peer.port.pushed == []
+
+
+def test_ousted_peer_is_told_why_and_its_words_count_no_more() -> None:
+    peer = Peer()
+    key, other = peer.attach(0), peer.attach(1)
+    peer.holdings.oust(key, SessionMoved())
+    assert peer.heard[2:] == [Ended.of(key, SessionMoved())]
+    peer.holdings.receive(Frame(key, 0, frame(0.0)))
+    peer.holdings.receive(Detach(key))
+    peer.holdings.release()
+    assert (peer.port.pushed, peer.port.closed) == ([], [other])
+
+
+def test_peer_that_does_not_hold_a_session_is_not_told_of_its_moving() -> None:
+    peer = Peer()
+    key = peer.attach(0)
+    peer.holdings.oust(Key(0, 1), SessionMoved())
+    assert peer.heard == [Opened(key)]
+    assert len(peer.holdings) == 1
 
 
 def test_lost_peer_frees_what_it_held_and_nothing_else() -> None:
