@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) -c $(VENV)/constraints.txt
-URL ?= $(or $(HOST),http://localhost:8998)
+URL ?= http://localhost:8998
 USERS ?= 16
 SHAPES := steady ramp spike churn overload soak
 WORKERS ?= 2
 
-.PHONY: demo test check load $(SHAPES:%=load-%) soak chaos clean
+.PHONY: demo test check load $(SHAPES:%=load-%) load-wall soak chaos clean
 
 demo: $(VENV)/.demo
 	$(BIN)/serve_app up configs/demo.yaml
@@ -28,6 +28,10 @@ load: load-steady
 
 $(SHAPES:%=load-%): load-%: $(VENV)/.dev
 	$(BIN)/python -m load_tests.run $* --url $(URL) $(if $(filter overload,$*),--sessions 0,--sessions $(USERS)) $(LOAD_ARGS)
+
+# Starts its own server.
+load-wall: $(VENV)/.dev
+	$(BIN)/python -m load_tests.wall $(LOAD_ARGS)
 
 # Long suites: not part of `make test`.
 soak: $(VENV)/.dev

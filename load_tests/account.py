@@ -33,6 +33,7 @@ class Account:
         open_s: from then to the handshake.
         answered_s: from then to the refusal, or to the first word about a place in the queue.
         queue_s: how long it waited in the queue, until it was let in or went away; NaN where it did not.
+        told_when: the refusal said when to come again.
         refusal: by HTTP status or what failed; "" for a session that opened.
         ending: why it ended before its time; "" where it did not.
         knocked: it came when the server was full and was meant to be refused.
@@ -47,6 +48,7 @@ class Account:
     answered_s: float = math.nan
     queue_s: float = math.nan
     refusal: str = ""
+    told_when: bool = False
     ending: str = ""
     knocked: bool = False
     aborted: bool = False

@@ -46,7 +46,7 @@ def opened(
         line = Line(address(), headers, OPEN_TIMEOUT_S)
         _wait_for_handshake(line, account, patience_s, clock)
     except Refused as refused:
-        account.refusal = str(refused)
+        account.refusal, account.told_when = str(refused), bool(refused.retry_after)
         account.answered_s = clock() - account.tried_s
     except LineLost as lost:
         account.refusal = str(lost)

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,6 +111,7 @@ def started(config: Path) -> Iterator[Deployment]:
             url = next((line.strip() for line in process.stdout if ADDRESS.match(line.strip())), None)
             if url is None:
                 raise SystemExit(f"{config} did not start")
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # else it waits when the pipe is full
             yield Deployment(process.pid, url)
         finally:
             process.send_signal(signal.SIGINT)

@@ -150,6 +150,7 @@ def _checks_of_overload(
     return [
         Check("knocks without an answer", len(knocked) - len(answers_ms), 0),
         Check("answers other than 429, 503 or the queue", sum(a.refusal not in FULL for a in turned_away), 0),
+        Check("refusals that do not say when to come again", sum(not a.told_when for a in turned_away), 0, paced=False),
         Check("let in above capacity", sum(not account.refusal for account in knocked), 0, paced=False),
         Check("answer to a knock, p99", percentile(answers_ms, 0.99), limits.refusal_ms, "ms"),
         Check("p99 of those who talk, storm over quiet", storm_ms / quiet_ms if quiet_ms else math.nan, limits.rise),

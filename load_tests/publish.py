@@ -5,9 +5,11 @@ import datetime
 import html
 import importlib
 import json
+import math
 import os
 import platform
 import subprocess
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -88,6 +90,34 @@ def draw(moments: Sequence[Moment], title: str, path: Path) -> bool:
     lower.set_xlabel("seconds since the shared start")
     lower.set_ylim(bottom=0)
     lower.legend(loc="upper left", ncols=2)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def draw_wall(steps: Sequence[Mapping[str, Any]], title: str, path: Path) -> bool:
+    """Latency and the processors' use over the number of sessions. Returns whether there was a matplotlib."""
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError:
+        return False
+    figure = figures.Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    sessions = [step["sessions"] for step in steps]
+    for name, told in (("p50_ms", "p50"), ("p99_ms", "p99"), ("late_ms", "generator late, p99")):
+        values = [math.nan if step[name] is None else step[name] for step in steps]
+        upper.plot(sessions, values, marker=".", label=told)
+    upper.axhline(200, color="lightgray", linewidth=1)
+    upper.set_yscale("symlog", linthresh=10)
+    upper.set_ylabel("ms")
+    upper.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=10)
+    upper.legend()
+    roles = sorted({role for step in steps for role in step["uses"]})
+    cores = [[step["uses"].get(role, {}).get("cores", 0.0) for step in steps] for role in roles]
+    if roles:
+        lower.stackplot(sessions, *cores, labels=roles)
+        lower.legend(loc="upper left", ncols=3, fontsize=8)
+    lower.set_ylabel("cores")
+    lower.set_xlabel("sessions")
     figure.savefig(path, dpi=110)
     return True
 

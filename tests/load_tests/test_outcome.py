@@ -61,8 +61,8 @@ def talker(storm_s: float = 0.01) -> Account:
     return account
 
 
-def knock(answered_s: float = 0.05, refusal: str = "HTTP 503") -> Account:
-    return Account(knocked=True, refusal=refusal, answered_s=answered_s)
+def knock(answered_s: float = 0.05, refusal: str = "HTTP 503", told_when: bool = True) -> Account:
+    return Account(knocked=True, refusal=refusal, answered_s=answered_s, told_when=told_when)
 
 
 def test_an_overload_passes_when_refusals_are_quick_and_talkers_notice_nothing() -> None:
@@ -78,6 +78,7 @@ def test_an_overload_passes_when_refusals_are_quick_and_talkers_notice_nothing()
         (talker(), knock(answered_s=0.3), "answer to a knock, p99"),
         (talker(), knock(refusal="HTTP 500"), "answers other than 429, 503 or the queue"),
         (talker(), knock(refusal="ConnectionRefusedError", answered_s=math.nan), "knocks without an answer"),
+        (talker(), knock(told_when=False), "refusals that do not say when to come again"),
         (talker(storm_s=0.012), knock(), "p99 of those who talk, storm over quiet"),
     ],
 )
