@@ -1,15 +1,16 @@
-# Two commands for a newcomer: `make demo` and `make test`. PIP_ARGS, PYTEST_ARGS, HOST, USERS and LOAD_ARGS pass through.
+# Two commands for a newcomer: `make demo` and `make test`. PIP_ARGS, PYTEST_ARGS, URL, USERS and LOAD_ARGS pass through.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS) -c $(VENV)/constraints.txt
-HOST ?= http://localhost:8998
+URL ?= http://localhost:8998
 USERS ?= 16
+SHAPES := steady ramp spike churn overload soak
 WORKERS ?= 2
 
-.PHONY: demo test check load soak chaos clean
+.PHONY: demo test check load $(SHAPES:%=load-%) load-wall soak chaos clean
 
 demo: $(VENV)/.demo
 	$(BIN)/serve_app up configs/demo.yaml
@@ -22,9 +23,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Needs a server: `make demo` in another terminal.
-load: $(VENV)/.dev
-	$(BIN)/locust -f load_tests/locustfile.py --headless --host $(HOST) -u $(USERS) -r $(USERS) -t 60s $(LOAD_ARGS)
+# Need a server: `make demo` in another terminal. load_tests/README.md lists the options that LOAD_ARGS may hold.
+load: load-steady
+
+$(SHAPES:%=load-%): load-%: $(VENV)/.dev
+	$(BIN)/python -m load_tests.run $* --url $(URL) $(if $(filter overload,$*),--sessions 0,--sessions $(USERS)) $(LOAD_ARGS)
+
+# Starts its own server.
+load-wall: $(VENV)/.dev
+	$(BIN)/python -m load_tests.wall $(LOAD_ARGS)
 
 # Long suites: not part of `make test`.
 soak: $(VENV)/.dev

@@ -8,11 +8,13 @@ PSS counts a page that n processes share as 1/n in each, so the sum is what the 
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,7 +76,7 @@ def root_of(process: int) -> int:
     root = process
     while (parent := _parent(process)) > 1:
         process = parent
-        if "serve_app" in _command(process) or "serve run" in _command(process):
+        if "serve_app" in command_of(process) or "serve run" in command_of(process):
             root = process
     return root
 
@@ -85,22 +87,32 @@ def weigh_family(root: int) -> dict[str, tuple[int, int]]:
     family.look()
     groups: dict[str, tuple[int, int]] = {}
     for process in [root, *family.left()]:
-        group = group_of(_command(process))
+        group = group_of(command_of(process))
         count, size = groups.get(group, (0, 0))
         groups[group] = count + 1, size + weigh(process)
     return groups
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deployment:
+    """A deployment that somebody started here: the process above all of it, and where it serves."""
+
+    process: int
+    url: str
+
+
 @contextlib.contextmanager
-def started(config: Path) -> Iterator[int]:
-    """A deployment on a free port, from its printed address to Ctrl-C: the process that runs it."""
+def started(config: Path) -> Iterator[Deployment]:
+    """A deployment on a free port, from its printed address to Ctrl-C."""
     command = [sys.executable, "-m", "serve_app.cli", "up", str(config), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            if not any(ADDRESS.match(line.strip()) for line in process.stdout):
+            url = next((line.strip() for line in process.stdout if ADDRESS.match(line.strip())), None)
+            if url is None:
                 raise SystemExit(f"{config} did not start")
-            yield process.pid
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # else it waits when the pipe is full
+            yield Deployment(process.pid, url)
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -133,7 +145,8 @@ def _sockets_of(process: int) -> set[str]:
     return inodes
 
 
-def _command(process: int) -> str:
+def command_of(process: int) -> str:
+    """The command line; "" of a process that is gone."""
     try:
         return (PROC / str(process) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -165,9 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, metavar="MIB", help="fail above it")
     options = parser.parse_args(argv)
     if options.start is not None:
-        with started(options.start) as root:
+        with started(options.start) as deployment:
             time.sleep(SETTLE_S)
-            total = _report(root)
+            total = _report(deployment.process)
     else:
         owner = owner_of(options.port)
         if owner is None:

@@ -13,7 +13,7 @@ import dataclasses
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,8 @@ from serve_app.wire.events import Kind
 OPEN_TIMEOUT_S: Final = 30.0
 GRACE_S: Final = 2.0
 """How long the last answers may take."""
+SPEAKING: Final = "speaking"
+"""Printed when all sessions are open."""
 LEAD_S: Final = 0.25
 """Between the last opening and the first frame."""
 
@@ -53,8 +55,11 @@ class Plan:
     key: str | None = None
 
 
-async def run(plan: Plan) -> Report:
+async def run(plan: Plan, begun: Callable[[], None] = lambda: None) -> Report:
     """Hold the conversations and add up.
+
+    Args:
+        begun: called when all that could be opened are open, before the first frame.
 
     Raises:
         AudioFileError: the speech cannot be read.
@@ -68,6 +73,7 @@ async def run(plan: Plan) -> Report:
         connections = await asyncio.gather(*opening)
         gc.collect()
         gc.freeze()
+        begun()
         begin_s = time.monotonic() + LEAD_S
         step_s = 0.0 if plan.aligned else FRAME_S / max(1, plan.sessions)
         await asyncio.gather(
@@ -86,7 +92,7 @@ async def _open(
     """Connect and wait for the handshake; None, and the reason in the account, when that fails."""
     headers = {"Authorization": f"Bearer {plan.key}"} if plan.key else None
     async with turnstile:
-        start_s = time.monotonic()
+        account.tried_s = start_s = time.monotonic()
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 connection = await connect(
@@ -97,6 +103,7 @@ async def _open(
                     pass
         except InvalidStatus as refused:
             account.refusal = f"HTTP {refused.response.status_code}"
+            account.answered_s = time.monotonic() - start_s
         except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as failed:
             account.refusal = type(failed).__name__
         else:
@@ -167,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         key=options.key_file.read_text().strip() if options.key_file else None,
     )
     try:
-        outcome = asyncio.run(run(plan))
+        outcome = asyncio.run(run(plan, lambda: print(SPEAKING, flush=True)))
     except ChorusError as error:
         print(error, file=sys.stderr)
         return 2

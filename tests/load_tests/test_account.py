@@ -71,3 +71,27 @@ def test_the_line_is_json_even_when_nothing_was_measured() -> None:
     told = json.loads(report([Account(refusal="HTTP 503")], 1.0).line())
     assert told["latency_p99_ms"] is None
     assert told["refusals"] == {"HTTP 503": 1}
+
+
+@pytest.mark.parametrize(("latency_s", "behind"), [(0.01, 0), (0.079, 0), (0.09, 1), (0.25, 3)])
+def test_answers_are_behind_by_the_frames_that_went_out_before_them(latency_s: float, behind: int) -> None:
+    assert spoken(30, latency_s=latency_s).frame_deficit(delay=1) == behind
+
+
+def test_frames_that_are_never_answered_put_the_rest_behind() -> None:
+    assert spoken(30, lost=10).frame_deficit(delay=1) == 9
+
+
+def test_an_aborted_session_lost_nothing() -> None:
+    account = spoken(20, lost=2)
+    account.aborted = True
+    assert report([account], 1.6).frames_lost == 0
+
+
+def test_waiting_in_the_queue_and_being_refused_are_told() -> None:
+    waited = spoken(5)
+    waited.queue_s = 3.5
+    outcome = report([waited, Account(refusal="HTTP 503", answered_s=0.02)], 0.4)
+    assert (outcome.queued, outcome.queue_max_s, outcome.refused_p99_ms) == (1, 3.5, 20.0)
+    assert "1 waited" in outcome.sentences()
+    assert "20 ms after connecting" in outcome.sentences()

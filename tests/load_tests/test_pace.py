@@ -1,9 +1,4 @@
-import asyncio
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +9,6 @@ from serve_app.audio.opus import OpusReceiver
 from serve_app.units import FRAME_SAMPLES
 from tests.client.echo import EchoServer, Refusal
 from tests.client.loop import in_loop
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_speech_is_one_message_a_frame_and_one_stream() -> None:
@@ -61,23 +54,3 @@ def test_nobody_at_the_address_is_a_report_and_not_a_crash(capsys: pytest.Captur
 def test_a_missing_speech_file_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--speech", "/nonexistent.wav", "--sessions", "1"]) == 2
     assert "nonexistent.wav" in capsys.readouterr().err
-
-
-@in_loop
-async def test_locust_runs_the_same_conversations() -> None:
-    async with EchoServer(delay_frames=1).running() as server:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "locust", "-f", str(ROOT / "load_tests" / "locustfile.py"), "--headless"),
-            *("-u", "2", "-r", "2", "-t", "30s", "--seconds", "0.8", "--report-json", "--host", server.url),
-            *("--loglevel", "WARNING", "--only-summary"),
-            cwd=ROOT,
-            env=dict(os.environ, PYTHONUNBUFFERED="1"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        said = (await process.communicate())[0].decode()
-    line = next((line for line in said.splitlines() if line.startswith("{")), None)
-    assert line is not None, said
-    told = json.loads(line)
-    assert (told["opened"], told["frames_sent"], told["frames_lost"]) == (2, 20, 0)
-    assert process.returncode == 0, said
