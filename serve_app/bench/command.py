@@ -41,11 +41,11 @@ def _run(options: argparse.Namespace) -> int:
     asked = _asked(options)
     if options.plot is not None:
         plot.check(options.plot)
-    machine = measure(asked.device, {torch.float32, asked.dtype}, _memory(options, asked.device))
-    dtype = str(asked.dtype).removeprefix("torch.")
+    dtypes = {torch.float32, asked.dtype, asked.codec_dtype} | ({torch.bfloat16} if asked.weights else set())
+    machine = measure(asked.device, dtypes, _memory(options, asked.device))
     kept = None
     if options.baseline is not None:  # before minutes go by
-        kept = baseline.read(options.baseline, machine.as_json(), asked.shapes.name, dtype)
+        kept = baseline.read(options.baseline, machine.as_json(), asked.shapes.name, asked.format)
     run = Run(asked, machine, _say)
     result = dict(run.all())
     status = 0
@@ -82,10 +82,12 @@ def _asked(options: argparse.Namespace) -> Asked:
         context=options.context,
         repeat=options.repeat,
         ticks=options.ticks,
-        reference=options.reference,
+        reference=options.reference and options.weights is None and options.codec_dtype is None,
         compiled=on_gpu if options.reference_compiled is None else options.reference_compiled,
         sparse=options.sparse,
         seed=options.seed,
+        weights=options.weights,
+        codec_dtype=DTYPES[options.codec_dtype or "float32"],
     )
 
 
@@ -130,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", help="cpu or cuda; cuda where there is one")
     add("--dtype", choices=sorted(DTYPES), help="of the language model; float32 on a CPU, else bfloat16")
+    add("--weights", choices=["int8"], help="of its matrices; the reference has no such thing and is left out")
+    add("--codec-dtype", choices=["bfloat16"], help="of the codec; the reference is left out")
     add("--threads", type=_count, help="of torch")
     add("--context", type=_count, help="steps that attention sees, at most the model's")
     add("--repeat", type=_count, default=40, help="ticks of every batch that are timed (%(default)s)")

@@ -46,11 +46,16 @@ def build(
         for codebook in quantizer.codebooks:
             codebook.refresh()
     duplex.to(device)  # constants that no checkpoint holds
+    narrow(duplex, weights, codec_dtype)
+    duplex.lm.lay_out()
+    return duplex.eval().requires_grad_(False)
+
+
+def narrow(duplex: Duplex, weights: WeightsName | None, codec_dtype: torch.dtype) -> None:
+    """What loading does to a model of floats."""
     duplex.mimi.narrow(codec_dtype)
     if weights == "int8":
         quantise_linears(duplex.lm)
-    duplex.lm.lay_out()
-    return duplex.eval().requires_grad_(False)
 
 
 def parameters_of(module: nn.Module) -> int:
