@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     asked = _asked(options)
-    if options.plot is not None:
-        plot.check(options.plot)
+    for path in options.plot:
+        plot.check(path)
     dtypes = {torch.float32, asked.dtype, asked.codec_dtype} | ({torch.bfloat16} if asked.weights else set())
     machine = measure(asked.device, dtypes, _memory(options, asked.device))
     kept = None
@@ -57,10 +57,12 @@ def _run(options: argparse.Namespace) -> int:
         result["baseline"] = [[change.rows, change.lengths, change.ratio] for change in changes]
         status = SLOWER if any(change.slower for change in changes) else 0
     if options.profile is not None and run.ours is not None:
-        for line in trace.record(run.ours, options.profile, asked.device):
+        profile = trace.record(run.ours, options.profile, asked.device)
+        for line in profile.lines():
             _say(line)
-    if options.plot is not None:
-        plot.draw(options.plot, result)
+        result["profile"] = profile.stages
+    for path in options.plot:
+        plot.draw(path, result)
     if options.save_baseline is not None:
         baseline.save(options.save_baseline, result)
     _say(json.dumps(result))
@@ -145,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-sparse", dest="sparse", action="store_false", help="leave out 4 rows among 64 slots")
     add("--baseline", type=Path, metavar="FILE", help="hold the medians against an earlier run on the same device")
     add("--save-baseline", type=Path, metavar="FILE", help="keep this run's JSON")
-    add("--plot", type=Path, metavar="OUT.{png,svg}", help="draw tick time against floor and reference")
+    drawn = "draw tick time against floor and reference; may be given twice"
+    add("--plot", type=Path, action="append", default=[], metavar="OUT.{png,svg}", help=drawn)
     add("--profile", type=Path, metavar="TRACE.json", help="write a trace of a few ticks of the last batch")
     return parser
 
