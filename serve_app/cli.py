@@ -17,7 +17,7 @@ ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
     "keys": ("serve_app.accounts.keys_command", "create, revoke and list the keys of tenants"),
     "ledger": ("serve_app.accounts.ledger_command", "print what tenants spoke, by day, as CSV"),
     "fleet": ("serve_app.fleet.command", "simulate a fleet: how many engines for how many callers"),
-    "quality": ("serve_app.checkpoint.quality", "say what keys, values or weights in 8 bits cost"),
+    "quality": ("serve_app.bench.quality", "say what 8 bits and a bf16 codec cost"),
     "bench": ("serve_app.bench.command", "time a model's tick against the device's limit and the reference"),
 }
 """Commands that read their own arguments: module with a ``main`` of them, and what they do."""

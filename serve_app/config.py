@@ -205,6 +205,9 @@ class EngineSettings(Settings):
         checkpoint: which weights; ``None`` with ``passthrough``.
         device: ``cpu`` or ``cuda``.
         dtype: of the language model's weights and state.
+        weights: of the language model's matrices, 8 bits and a scale for every output; ``None`` keeps ``dtype``.
+            ``serve_app quality`` says what that costs.
+        codec_dtype: of the codec's weights and state; its quantiser stays float32.
         context: steps that attention sees; ``None`` is the checkpoint's own.
         pages: of keys and values that conversations share, each taking what it holds; ``None`` gives every row room for
             its whole context.
@@ -233,6 +236,8 @@ class EngineSettings(Settings):
     checkpoint: CheckpointSettings | None = None
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["int8"] | None = None
+    codec_dtype: Literal["float32", "bfloat16"] = "float32"
     context: int | None = pydantic.Field(None, ge=1)
     pages: int | None = pydantic.Field(None, ge=1)
     page_steps: int = pydantic.Field(64, ge=1, le=4096)
@@ -291,6 +296,8 @@ class EngineSettings(Settings):
             raise ValueError("runner model needs a checkpoint")
         if self.runner == "passthrough" and self.checkpoint is not None:
             raise ValueError("runner passthrough takes no checkpoint")
+        if self.runner == "passthrough" and (self.weights is not None or self.codec_dtype != "float32"):
+            raise ValueError("runner passthrough has neither weights nor a codec")
         if self.exit_s < self.alarm_s:
             raise ValueError("exit_s is below alarm_s")
         return self

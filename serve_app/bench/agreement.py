@@ -65,7 +65,7 @@ def of_lm(duplex: Duplex, reference: Reference, steps: Sequence[int], ticks: int
     """Greedy text and codes of rows in the middle of conversations, and the logits behind them."""
     found, rows = Agreement(), len(steps)
     lm, device = duplex.lm, reference.device
-    state = duplex.init_state(rows, device, lm.text_linear.weight.dtype)
+    state = duplex.init_state(rows, device, lm.dtype)
     place(duplex, state, range(rows), steps)
     every, live = all_rows(rows, device), [True] * rows
     text_logits: list[Tensor] = []
@@ -99,14 +99,14 @@ def of_lm(duplex: Duplex, reference: Reference, steps: Sequence[int], ticks: int
 def of_measured(ours: Ours, steps: Sequence[int], ticks: int) -> Agreement:
     """What the runner says (captured where it captures) beside the plain tick, to the token, from the same start."""
     found, rows, duplex = Agreement(), len(steps), ours.duplex
-    weight = duplex.lm.text_linear.weight
+    lm = duplex.lm
     ours.place(steps)
     with torch.inference_mode():
-        state = duplex.init_state(rows, weight.device, weight.dtype)
+        state = duplex.init_state(rows, lm.device, lm.dtype)
         place(duplex, state, range(rows), steps)
-        every, live = all_rows(rows, weight.device), [True] * rows
+        every, live = all_rows(rows, lm.device), [True] * rows
         for _ in range(ticks):
-            pcm = torch.from_numpy(ours.frame()[:, None].copy()).to(weight.device)
+            pcm = torch.from_numpy(ours.frame()[:, None].copy()).to(lm.device)
             ours.tick()
             assert ours.last is not None
             plain = duplex.tick(pcm, state, every, whole=False)

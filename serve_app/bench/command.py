@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     asked = _asked(options)
-    if options.plot is not None:
-        plot.check(options.plot)
-    machine = measure(asked.device, {torch.float32, asked.dtype}, _memory(options, asked.device))
-    dtype = str(asked.dtype).removeprefix("torch.")
+    for path in options.plot:
+        plot.check(path)
+    dtypes = {torch.float32, asked.dtype, asked.codec_dtype} | ({torch.bfloat16} if asked.weights else set())
+    machine = measure(asked.device, dtypes, _memory(options, asked.device))
     kept = None
     if options.baseline is not None:  # before minutes go by
-        kept = baseline.read(options.baseline, machine.as_json(), asked.shapes.name, dtype)
+        kept = baseline.read(options.baseline, machine.as_json(), asked.shapes.name, asked.format)
     run = Run(asked, machine, _say)
     result = dict(run.all())
     status = 0
@@ -57,10 +57,12 @@ def _run(options: argparse.Namespace) -> int:
         result["baseline"] = [[change.rows, change.lengths, change.ratio] for change in changes]
         status = SLOWER if any(change.slower for change in changes) else 0
     if options.profile is not None and run.ours is not None:
-        for line in trace.record(run.ours, options.profile, asked.device):
+        profile = trace.record(run.ours, options.profile, asked.device)
+        for line in profile.lines():
             _say(line)
-    if options.plot is not None:
-        plot.draw(options.plot, result)
+        result["profile"] = profile.stages
+    for path in options.plot:
+        plot.draw(path, result)
     if options.save_baseline is not None:
         baseline.save(options.save_baseline, result)
     _say(json.dumps(result))
@@ -82,10 +84,12 @@ def _asked(options: argparse.Namespace) -> Asked:
         context=options.context,
         repeat=options.repeat,
         ticks=options.ticks,
-        reference=options.reference,
+        reference=options.reference and options.weights is None and options.codec_dtype is None,
         compiled=on_gpu if options.reference_compiled is None else options.reference_compiled,
         sparse=options.sparse,
         seed=options.seed,
+        weights=options.weights,
+        codec_dtype=DTYPES[options.codec_dtype or "float32"],
     )
 
 
@@ -130,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", help="cpu or cuda; cuda where there is one")
     add("--dtype", choices=sorted(DTYPES), help="of the language model; float32 on a CPU, else bfloat16")
+    add("--weights", choices=["int8"], help="of its matrices; the reference has no such thing and is left out")
+    add("--codec-dtype", choices=["bfloat16"], help="of the codec; the reference is left out")
     add("--threads", type=_count, help="of torch")
     add("--context", type=_count, help="steps that attention sees, at most the model's")
     add("--repeat", type=_count, default=40, help="ticks of every batch that are timed (%(default)s)")
@@ -141,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-sparse", dest="sparse", action="store_false", help="leave out 4 rows among 64 slots")
     add("--baseline", type=Path, metavar="FILE", help="hold the medians against an earlier run on the same device")
     add("--save-baseline", type=Path, metavar="FILE", help="keep this run's JSON")
-    add("--plot", type=Path, metavar="OUT.{png,svg}", help="draw tick time against floor and reference")
+    drawn = "draw tick time against floor and reference; may be given twice"
+    add("--plot", type=Path, action="append", default=[], metavar="OUT.{png,svg}", help=drawn)
     add("--profile", type=Path, metavar="TRACE.json", help="write a trace of a few ticks of the last batch")
     return parser
 

@@ -7,6 +7,7 @@ from serve_app.bench.shapes import Shapes
 from serve_app.model.duplex import Duplex
 from serve_app.model.lm import LM
 from serve_app.model.mimi import Mimi
+from serve_app.model.quantised_linear import WeightsName, quantise_linears
 
 
 def on_meta(shapes: Shapes, context: int | None = None) -> Duplex:
@@ -16,9 +17,16 @@ def on_meta(shapes: Shapes, context: int | None = None) -> Duplex:
 
 
 def build(
-    shapes: Shapes, device: torch.device, dtype: torch.dtype, context: int | None = None, seed: int = 0
+    shapes: Shapes,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: int | None = None,
+    seed: int = 0,
+    *,
+    weights: WeightsName | None = None,
+    codec_dtype: torch.dtype = torch.float32,
 ) -> Duplex:
-    """The model with weights; ``dtype`` is the language model's, the codec is fp32.
+    """The model with weights; ``dtype`` and ``weights`` are the language model's, ``codec_dtype`` the codec's.
 
     Raises:
         CheckpointError: a folder that cannot be loaded.
@@ -28,7 +36,8 @@ def build(
         from serve_app.checkpoint.duplex import load_duplex
         from serve_app.checkpoint.source import CheckpointSource, resolve
 
-        return load_duplex(resolve(CheckpointSource(folder=shapes.folder)), device, dtype, context).eval()
+        folder = resolve(CheckpointSource(folder=shapes.folder))
+        return load_duplex(folder, device, dtype, context, weights=weights, codec_dtype=codec_dtype).eval()
     duplex = on_meta(shapes, context)
     generator = torch.Generator(device).manual_seed(seed)
     _randomise(duplex.mimi, generator, torch.float32)
@@ -37,7 +46,16 @@ def build(
         for codebook in quantizer.codebooks:
             codebook.refresh()
     duplex.to(device)  # constants that no checkpoint holds
+    narrow(duplex, weights, codec_dtype)
+    duplex.lm.lay_out()
     return duplex.eval().requires_grad_(False)
+
+
+def narrow(duplex: Duplex, weights: WeightsName | None, codec_dtype: torch.dtype) -> None:
+    """What loading does to a model of floats."""
+    duplex.mimi.narrow(codec_dtype)
+    if weights == "int8":
+        quantise_linears(duplex.lm)
 
 
 def parameters_of(module: nn.Module) -> int:

@@ -27,7 +27,7 @@ class Ours:
 
     def __init__(self, duplex: Duplex, slots: int, seed: int = 0) -> None:
         self.duplex = duplex
-        self.runner = ModelRunner(duplex, slots, capture=capture_on(duplex.lm.text_linear.weight.device))
+        self.runner = ModelRunner(duplex, slots, capture=capture_on(duplex.lm.device))
         self.runner.warm_up()
         self.last: TickResult | None = None
         self._heard = noise(slots, seed)

@@ -59,15 +59,14 @@ class Reference:
         self._models: Any = importlib.import_module("moshi.models.lm")
         self._compile: Any = importlib.import_module("moshi.utils.compile")
         vars(self._compile)["_compile_disabled"] = not compiled
-        weight = duplex.lm.text_linear.weight
-        self.device, self.compiled = weight.device, compiled
+        self.device, self.compiled = duplex.lm.device, compiled
         self.shapes, self._seed = shapes, seed
         own_keys = {key: value for key, value in shapes.lm.items() if key in LM_KEYS or key.startswith("depformer_")}
         self.mimi = loaders.get_mimi(
             None, copy.deepcopy(dict(shapes.mimi)), device=self.device, num_codebooks=duplex.lm.config.mimi_codebooks
         )
         self.lm = loaders.get_moshi_lm(
-            None, lm_kwargs={**own_keys, "context": duplex.lm.config.context}, device="meta", dtype=weight.dtype
+            None, lm_kwargs={**own_keys, "context": duplex.lm.config.context}, device="meta", dtype=duplex.lm.dtype
         )
         _adopt(self.mimi, duplex.mimi)
         _adopt(self.lm, duplex.lm)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from serve_app.bench.machine import Machine
 from serve_app.model.duplex import Duplex
 from serve_app.model.mimi import Mimi
+from serve_app.model.quantised_linear import WeightsName
 from serve_app.model.transformer import TransformerConfig
 from serve_app.units import FRAME_SAMPLES
 
@@ -47,13 +48,24 @@ class Work:
         return 1_000 * max(read_s, flop / machine.product_flop_s[self.dtype])
 
 
-def work_of(duplex: Duplex, dtype: torch.dtype) -> Mapping[str, Work]:
+def work_of(
+    duplex: Duplex,
+    dtype: torch.dtype,
+    *,
+    weights: WeightsName | None = None,
+    codec_dtype: torch.dtype = torch.float32,
+) -> Mapping[str, Work]:
     """By stage; of a model on any device, ``meta`` included: shapes alone count.
 
-    Keys and values count in ``dtype``, as the weights do.
+    Args:
+        duplex: in floats, whatever is measured.
+        dtype: of the language model, keys and values included.
+        weights: of its matrices; 8 bits are multiplied in bf16.
+        codec_dtype: of the codec, its codebooks excepted.
     """
     lm, c = duplex.lm, duplex.lm.config
-    name, size = _name(dtype), dtype.itemsize
+    size, codec_size = dtype.itemsize, codec_dtype.itemsize
+    held, name = (1, "bfloat16") if weights == "int8" else (size, _name(dtype))
     products = _weights(lm.transformer, lm.text_linear)
     sets = max(c.weight_sets, 1)
     shared = _weights(*([lm.depformer] if lm.depformer is not None else []), lm.depformer_in)
@@ -61,21 +73,21 @@ def work_of(duplex: Duplex, dtype: torch.dtype) -> Mapping[str, Work]:
     codec, levels = duplex.mimi.config, (c.user_q, c.dep_q)
     encode_flop, decode_flop = _codec_flop(duplex.mimi, *levels)
     table_bytes = codec.card * codec.codebook_dim * FP32_BYTES
-    mimi, ring = duplex.mimi, _attention(codec.transformer, FP32_BYTES)
+    mimi, ring = duplex.mimi, _attention(codec.transformer, codec_size)
     steps = {"capacity": codec.transformer.context, "steps_per_frame": codec.steps_per_frame}
     encoder = _weights(mimi.encoder, mimi.encoder_transformer, mimi.downsample)
     decoder = _weights(mimi.upsample, mimi.decoder_transformer, mimi.decoder)
     return {
         "encode": Work(
-            weight_bytes=FP32_BYTES * encoder + levels[0] * table_bytes,
+            weight_bytes=codec_size * encoder + levels[0] * table_bytes,
             row_flop=encode_flop,
             step_bytes=ring,
             step_flop=_attention_flop(codec.transformer) * codec.steps_per_frame,
-            dtype="float32",
+            dtype=_name(codec_dtype),
             **steps,
         ),
         "lm": Work(
-            weight_bytes=size * products,
+            weight_bytes=held * products,
             row_flop=2 * products,
             step_bytes=_attention(c.main, size),
             step_flop=_attention_flop(c.main),
@@ -83,16 +95,16 @@ def work_of(duplex: Duplex, dtype: torch.dtype) -> Mapping[str, Work]:
             dtype=name,
         ),
         "depformer": Work(
-            weight_bytes=size * (shared + heads),
+            weight_bytes=held * (shared + heads),
             row_flop=2 * (shared * c.dep_q // sets + heads),
             dtype=name,
         ),
         "decode": Work(
-            weight_bytes=FP32_BYTES * decoder,
+            weight_bytes=codec_size * decoder,
             row_flop=decode_flop,
             step_bytes=ring,
             step_flop=_attention_flop(codec.transformer) * codec.steps_per_frame,
-            dtype="float32",
+            dtype=_name(codec_dtype),
             **steps,
         ),
     }

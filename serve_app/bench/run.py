@@ -13,7 +13,7 @@ from serve_app.bench import agreement, capacity, report
 from serve_app.bench.kernels import count
 from serve_app.bench.lengths import Lengths, mean
 from serve_app.bench.machine import Machine
-from serve_app.bench.models import build, bytes_of, on_meta, parameters_of
+from serve_app.bench.models import build, bytes_of, narrow, on_meta, parameters_of
 from serve_app.bench.ours import Ours
 from serve_app.bench.reference import Reference, available
 from serve_app.bench.roofline import work_of
@@ -22,6 +22,7 @@ from serve_app.bench.stage_graphs import StageGraphs
 from serve_app.bench.timing import Taken, alternate, sparse, sustain
 from serve_app.errors import ConfigError
 from serve_app.model.duplex import Duplex
+from serve_app.model.quantised_linear import WeightsName
 from serve_app.model.state import state_bytes_per_slot
 
 SCHEMA: Final = 1
@@ -45,6 +46,7 @@ class Asked:
         ticks: of the long run; 0 for none.
         reference: whether to measure the reference as well, where it is installed.
         compiled: whether the reference may compile.
+        weights, codec_dtype: as `models.build`.
         sparse: whether to measure a few rows among many slots.
     """
 
@@ -60,6 +62,16 @@ class Asked:
     compiled: bool = False
     sparse: bool = True
     seed: int = 0
+    weights: WeightsName | None = None
+    codec_dtype: torch.dtype = torch.float32
+
+    @property
+    def format(self) -> str:
+        """In words what numbers the model is made of."""
+        parts = [str(self.dtype).removeprefix("torch.")]
+        parts += [f"{self.weights} weights"] if self.weights else []
+        parts += [] if self.codec_dtype == torch.float32 else [f"{str(self.codec_dtype).removeprefix('torch.')} codec"]
+        return ", ".join(parts)
 
 
 class Run:
@@ -76,13 +88,23 @@ class Run:
     def __init__(self, asked: Asked, machine: Machine, say: Say) -> None:
         self.asked, self.machine, self._say = asked, machine, say
         shape = self._on_meta()
-        self._work = work_of(shape, asked.dtype)
+        parameters, lm_parameters = parameters_of(shape), parameters_of(shape.lm)
+        self._work = work_of(shape, asked.dtype, weights=asked.weights, codec_dtype=asked.codec_dtype)
+        narrow(shape, asked.weights, asked.codec_dtype)
         self._context = shape.lm.config.context
         self._weights_bytes = bytes_of(shape)
         if self._weights_bytes > machine.memory_bytes:
             sizes = f"{report.size(self._weights_bytes)}, there are {report.size(machine.memory_bytes)}"
             raise ConfigError("--model", f"the weights of {asked.shapes.name} alone take {sizes}")
-        self.duplex = build(asked.shapes, asked.device, asked.dtype, asked.context, asked.seed)
+        self.duplex = build(
+            asked.shapes,
+            asked.device,
+            asked.dtype,
+            asked.context,
+            asked.seed,
+            weights=asked.weights,
+            codec_dtype=asked.codec_dtype,
+        )
         self._slot_bytes = state_bytes_per_slot(shape.init_state(1, torch.device("meta"), asked.dtype))
         self._fitting = capacity.fitting(machine.memory_bytes, self._weights_bytes, self._slot_bytes)
         version = available() if asked.reference else None
@@ -96,13 +118,13 @@ class Run:
             "machine": machine.as_json(),
             "model": {
                 "name": asked.shapes.name,
-                "parameters": parameters_of(self.duplex),
-                "lm_parameters": parameters_of(self.duplex.lm),
+                "parameters": parameters,
+                "lm_parameters": lm_parameters,
                 "context": self._context,
                 "weights_bytes": self._weights_bytes,
                 "slot_bytes": self._slot_bytes,
             },
-            "dtype": str(asked.dtype).removeprefix("torch."),
+            "dtype": asked.format,
             "stages": list(asked.shapes.stages),
             "reference": version and f"moshi {version}, {'compiled' if asked.compiled else 'not compiled'}",
             "agreement": {},
@@ -135,7 +157,9 @@ class Run:
         self.ours = ours
         if self.asked.sparse:
             self.result["sparse"] = self._sparse(0 if ours is None else ours.runner.slots)
-        self.result["kernels"] = count(self._on_meta()).by_stage
+        shape = self._on_meta()
+        narrow(shape, self.asked.weights, self.asked.codec_dtype)
+        self.result["kernels"] = count(shape).by_stage
         for line in report.closing(self.result):
             self._say(line)
         return self.result

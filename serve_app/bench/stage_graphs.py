@@ -24,7 +24,7 @@ class StageGraphs:
     """The stages of a tick of the first rows of a state, prepared one by one; preparing them advances the rows."""
 
     def __init__(self, duplex: Duplex, state: DuplexState, rows: int) -> None:
-        self._device = duplex.lm.text_linear.weight.device
+        self._device = duplex.lm.device
         every = all_rows(rows, self._device)
         pcm = torch.zeros(rows, 1, FRAME_SAMPLES, device=self._device)
         given = Given.nothing(rows, duplex.lm.config.dep_q, self._device)

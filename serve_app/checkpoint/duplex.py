@@ -13,6 +13,7 @@ from serve_app.errors import CheckpointError, NotBuilt
 from serve_app.model.duplex import Duplex
 from serve_app.model.lm import LM, LMConfig
 from serve_app.model.mimi import Mimi, MimiConfig
+from serve_app.model.quantised_linear import WeightsName, quantise_linears
 
 MODEL_TYPES: Final = ("moshi", "hibiki", "stt")
 END_OF_TEXT: Final = 2
@@ -40,24 +41,41 @@ def read_shapes(layout: Layout, context: int | None = None) -> tuple[MimiConfig,
     return codec, lm
 
 
-def build_on_meta(codec: MimiConfig, lm: LMConfig) -> Duplex:
-    """Both models with shapes and without bytes."""
-    return on_meta(lambda: Duplex(Mimi(codec), LM(lm)))
+def build_on_meta(
+    codec: MimiConfig, lm: LMConfig, weights: WeightsName | None = None, codec_dtype: torch.dtype = torch.float32
+) -> Duplex:
+    """Both models with shapes and without bytes; ``weights`` and ``codec_dtype`` as `load_duplex`."""
+    duplex = on_meta(lambda: Duplex(Mimi(codec), LM(lm)))
+    duplex.mimi.narrow(codec_dtype)
+    if weights == "int8":
+        quantise_linears(duplex.lm)
+    return duplex
 
 
-def load_duplex(folder: Folder, device: torch.device, dtype: torch.dtype, context: int | None = None) -> Duplex:
+def load_duplex(
+    folder: Folder,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: int | None = None,
+    *,
+    weights: WeightsName | None = None,
+    codec_dtype: torch.dtype = torch.float32,
+) -> Duplex:
     """Load codec and language model.
 
     Args:
         folder: from `source.resolve`.
-        dtype: of the language model's weights; the codec is fp32 always.
+        dtype: of the language model's weights, and of what it computes with.
         context: as `read_shapes`.
+        weights: of the language model's matrices; None is ``dtype``. One after the other: there is never a second copy.
+        codec_dtype: of the codec's weights, all but the quantiser's, and of its state.
 
     Raises:
         NotBuilt, CheckpointError: as `read_shapes` and `weights.load_into`.
     """
-    duplex = build_on_meta(*read_shapes(folder.layout, context))
+    duplex = build_on_meta(*read_shapes(folder.layout, context), weights)
     load_into(duplex.mimi, folder.mimi_weights, device, torch.float32)
+    duplex.mimi.narrow(codec_dtype)
     for quantizer in (duplex.mimi.quantizer.rvq_first, duplex.mimi.quantizer.rvq_rest):
         for codebook in quantizer.codebooks:
             codebook.refresh()

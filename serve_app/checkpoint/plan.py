@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import nn
 
 from serve_app.checkpoint.duplex import build_on_meta, read_shapes
 from serve_app.checkpoint.memory import device_memory
 from serve_app.checkpoint.occupancy import MEAN_S, most_sessions
 from serve_app.checkpoint.source import CheckpointSource, Layout, read_layout
+from serve_app.checkpoint.weights import FP32_PARTS
 from serve_app.config import CheckpointSettings, EngineSettings, read_config
 from serve_app.errors import ChorusError, ConfigError
+from serve_app.model.lm import LM
 from serve_app.model.pages import Storage
 from serve_app.model.quantised_kv import KV_DTYPES
+from serve_app.model.quantised_linear import Int8Linear, WeightsName
 from serve_app.model.state import state_bytes_per_slot
 from serve_app.registry import located
 
@@ -91,27 +93,37 @@ def storage_of(settings: EngineSettings) -> Storage:
     return Storage(settings.pages, settings.page_steps, settings.kv_dtype)
 
 
-def plan(layout: Layout, dtype: torch.dtype, context: int | None = None, storage: Storage | None = None) -> Plan:
+def plan(
+    layout: Layout,
+    dtype: torch.dtype,
+    context: int | None = None,
+    storage: Storage | None = None,
+    *,
+    weights: WeightsName | None = None,
+    codec_dtype: torch.dtype = torch.float32,
+) -> Plan:
     """Work out the memory that a checkpoint needs.
 
     Args:
         layout: from `source.read_layout`; its weights need not be here.
         dtype: of the language model's weights and state.
         context: as `duplex.read_shapes`.
+        weights, codec_dtype: as `duplex.load_duplex`.
         storage: how keys and values are kept; None is a ring for every slot.
 
     Raises:
         NotBuilt, CheckpointError: as `duplex.read_shapes`.
     """
-    duplex = build_on_meta(*read_shapes(layout, context))
+    shapes = read_shapes(layout, context)
+    duplex = build_on_meta(*shapes, weights, codec_dtype)
     state = duplex.init_state(1, META, dtype, storage)
     pages = state.lm.transformer.pages
     return Plan(
-        codec_weights=_bytes(duplex.mimi, torch.float32),
+        codec_weights=sum(t.nbytes for t in (*duplex.mimi.parameters(), *duplex.mimi.buffers())),
         lm_weights=_bytes(duplex.lm, dtype),
         codec_state=state_bytes_per_slot(state.mimi),
         lm_state=state_bytes_per_slot(state.lm),
-        parameters=sum(parameter.numel() for parameter in duplex.parameters()),
+        parameters=sum(parameter.numel() for parameter in build_on_meta(*shapes).parameters()),
         context=duplex.lm.config.context,
         page=0 if pages is None else pages.page_bytes,
         page_steps=0 if pages is None else pages.page_steps,
@@ -157,19 +169,21 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
             raise ConfigError(str(options.target), "has no checkpoint, so there is nothing to plan")
         source, device, slots = source_of(engine.checkpoint), engine.device, options.slots or engine.slots
         dtype, context = options.dtype or engine.dtype, options.context or engine.context
-        storage = storage_of(engine)
+        storage, weights, codec = storage_of(engine), engine.weights, engine.codec_dtype
     else:
         source, device, slots = CheckpointSource(folder=options.target), "cpu", options.slots or 1
         dtype, context = options.dtype or "float32", options.context
-        storage = Storage()
+        storage, weights, codec = Storage(), None, "float32"
+    weights, codec = options.weights or weights, options.codec_dtype or codec
     storage = dataclasses.replace(storage, pages=options.pages or storage.pages, kv=options.kv or storage.kv)
     layout, pages = read_layout(source), storage.pages or 0
-    made = plan(layout, DTYPES[dtype], context, storage)
+    made = plan(layout, DTYPES[dtype], context, storage, weights=weights, codec_dtype=DTYPES[codec])
     memory = device_memory(device) if options.memory_gib is None else int(options.memory_gib * GIB)
 
     yield f"checkpoint        {source}"
     yield f"parameters        {made.parameters / 1e6:,.1f} M"
-    parts = f"codec {_size(made.codec_weights)} in float32, language model {_size(made.lm_weights)} in {dtype}"
+    short = f", matrices in {weights}" if weights else ""
+    parts = f"codec {_size(made.codec_weights)} in {codec}, language model {_size(made.lm_weights)} in {dtype}{short}"
     yield f"weights           {_size(made.weights)}: {parts}"
     parts = (
         f"codec {_size(made.codec_state)}, language model {_size(made.lm_state)} for a context of {made.context} steps"
@@ -182,7 +196,8 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
         yield f"slots that fit    unknown: no {device} device here; give --memory-gib"
     else:
         yield f"slots that fit    {made.fits(memory, pages)} in {_size(memory)}, a tenth of it kept free"
-        shared = plan(layout, DTYPES[dtype], context, dataclasses.replace(storage, pages=1))
+        paged = dataclasses.replace(storage, pages=1)
+        shared = plan(layout, DTYPES[dtype], context, paged, weights=weights, codec_dtype=DTYPES[codec])
         sessions, most = shared.shares(memory)
         kept = storage.kv or dtype
         lengths = f"of lognormal length, mean {MEAN_S / 60:g} min; short of pages once in 100,000 moments"
@@ -198,12 +213,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pages", type=int, help="that slots share, in place of the deployment's")
     parser.add_argument("--kv", choices=sorted(KV_DTYPES), help="of keys and values, in place of the deployment's")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the language model")
+    parser.add_argument("--weights", choices=["int8"], help="of its matrices, in place of the deployment's")
+    parser.add_argument("--codec-dtype", choices=sorted(DTYPES), help="of the codec, in place of the deployment's")
     return parser
 
 
-def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)
+def _bytes(lm: LM, dtype: torch.dtype) -> int:
+    """Of weights as loading keeps them."""
+    scales = {id(part.scale) for part in lm.modules() if isinstance(part, Int8Linear)}
+    total = 0
+    for name, tensor in (*lm.named_parameters(), *lm.named_buffers()):
+        exact = not tensor.is_floating_point() or id(tensor) in scales or name.startswith(FP32_PARTS)
+        total += tensor.nbytes if exact else tensor.numel() * dtype.itemsize
+    return total
 
 
 def _size(count: int) -> str:

@@ -1,28 +1,17 @@
-"""What 8 bits cost: ``serve_app quality`` teaches both models the same tokens and compares what they would have said.
+"""What 8 bits cost: both models are taught the same tokens, and what they would have said is compared.
 
 Teacher forced: at every step both hear the same and are given the same text and codes, so a difference is that of one
 step over one history and does not grow by choosing otherwise.
 """
 
-import argparse
-import copy
 import dataclasses
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from serve_app.checkpoint.duplex import load_duplex
-from serve_app.checkpoint.source import CheckpointSource, resolve
-from serve_app.errors import ChorusError
 from serve_app.model.lm import LM, Given
 from serve_app.model.pages import Storage
-from serve_app.model.quantised_kv import KV_DTYPES
-from serve_app.model.quantised_linear import quantise_linears
 from serve_app.model.state import all_rows
 
 MOST_KL: Final = 0.02
@@ -60,8 +49,9 @@ def compare(exact: LM, other: LM, storage: Storage, *, rows: int = 2, steps: int
         storage: of the other's keys and values.
     """
     c, chance = exact.config, torch.Generator().manual_seed(seed)
-    device, dtype = exact.text_linear.weight.device, exact.text_linear.weight.dtype
-    ours, theirs = exact.init_state(rows, device, dtype), other.init_state(rows, device, dtype, storage)
+    device = exact.device
+    ours = exact.init_state(rows, device, exact.dtype)
+    theirs = other.init_state(rows, device, other.dtype, storage)
     everyone = all_rows(rows, device)
     kls, gaps, same = list[Tensor](), list[Tensor](), list[Tensor]()
     for _ in range(steps):
@@ -87,36 +77,3 @@ def compare(exact: LM, other: LM, storage: Storage, *, rows: int = 2, steps: int
         logit_max=float(gap.max()),
         agreement=float(agreed.float().mean()),
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``serve_app quality``. Returns 0 when it is near enough, 1 when it is not, 2 for an error that we know."""
-    options = _parser().parse_args(arguments)
-    try:
-        folder = resolve(CheckpointSource(folder=options.folder))
-        exact = load_duplex(folder, torch.device("cpu"), torch.float32).lm.eval()
-    except ChorusError as error:
-        print(f"serve_app quality: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    other = exact
-    if options.weights:
-        other = copy.deepcopy(exact)
-        quantise_linears(other.transformer)
-    found = compare(exact, other, Storage(kv=options.kv), rows=options.rows, steps=options.steps, seed=options.seed)
-    near = found.passes(options.max_kl, options.min_agreement)
-    asked = {"kv": options.kv, "weights": options.weights}
-    print(json.dumps({**asked, **dataclasses.asdict(found), "passes": near}))  # noqa: T201
-    return 0 if near else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="serve_app quality", description="Say what 8 bits cost; status 1: too much.")
-    parser.add_argument("folder", type=Path, help="a checkpoint's folder")
-    parser.add_argument("--kv", choices=sorted(KV_DTYPES), help="of keys and values")
-    parser.add_argument("--weights", choices=["int8"], help="of the main transformer's matrices")
-    parser.add_argument("--rows", type=int, default=2, help="conversations")
-    parser.add_argument("--steps", type=int, default=100, help="of each")
-    parser.add_argument("--seed", type=int, default=0, help="of what the users say")
-    parser.add_argument("--max-kl", type=float, default=MOST_KL, help="nats, on average")
-    parser.add_argument("--min-agreement", type=float, default=LEAST_AGREEMENT, help="share of equal likeliest tokens")
-    return parser

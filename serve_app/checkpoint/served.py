@@ -56,11 +56,13 @@ def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Ser
     folder = resolve(source)
     generation = read_generation(folder.layout)
     dtype = DTYPES[settings.dtype]
+    weights, codec_dtype = settings.weights, DTYPES[settings.codec_dtype]
     memory_bytes = device_memory(settings.device)
     if memory_bytes is not None:
-        made = plan(folder.layout, dtype, settings.context, storage_of(settings))
+        storage = storage_of(settings)
+        made = plan(folder.layout, dtype, settings.context, storage, weights=weights, codec_dtype=codec_dtype)
         made.require(settings.state_rows, memory_bytes - settings.prompts.cache_bytes, settings.pages or 0)
-    duplex = load_duplex(folder, device, dtype, settings.context)
+    duplex = load_duplex(folder, device, dtype, settings.context, weights=weights, codec_dtype=codec_dtype)
     logger.info("loaded %s", source)
     config = duplex.lm.config
     return Served(

@@ -5,8 +5,9 @@ is the first byte of a weight read.
 
 Files in Kyutai's q8 layout hold an ``int8`` weight ``[out, in]`` for every linear and, beside it, ``{weight}_scb``
 ``fp32[out]``: the greatest magnitude of each row, which 127 stands for. They are dequantised here: the file is half the
-size, the model in memory is not. (The reference refuses its own q8 files at its default dtype, since loading rounds the
-scales to bf16; scales are read as fp32 here whatever the dtype.)
+size, the model in memory is not, unless it wants 8 bits itself; those are the file's then. (The reference refuses its
+own q8 files at its default dtype, since loading rounds the scales to bf16; scales are read as fp32 here whatever the
+dtype.)
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from serve_app.checkpoint import keys
 from serve_app.checkpoint.adapter import Adapter, LoraSettings, Views, match_adapter
 from serve_app.errors import CheckpointError
+from serve_app.model.quantised_linear import Int8Linear
 
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
 QUANTISED: Final = "I8"
@@ -44,7 +46,9 @@ def shapes_of(module: nn.Module) -> dict[str, keys.Shape]:
 
 def linears_of(module: nn.Module) -> frozenset[str]:
     """Names of the weights of linears."""
-    return frozenset(f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear))
+    return frozenset(
+        f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear | Int8Linear)
+    )
 
 
 def load_into(
@@ -60,7 +64,8 @@ def load_into(
     Args:
         module: from `on_meta`. Buffers that no checkpoint holds stay on meta: the caller derives them.
         path: a safetensors file.
-        dtype: of every floating weight but `FP32_PARTS`; the file may store another, or 8 bits.
+        dtype: of every floating weight but `FP32_PARTS`; the file may store another, or 8 bits. What the module
+            keeps in 8 bits (`Int8Linear`) is quantised as it is read.
         adapter: a safetensors file of LoRA weights, fused into the others in fp32.
         lora: the adapter's rank and scaling.
 
@@ -81,8 +86,7 @@ def load_into(
                 value = _read(views, scales, piece)
                 if fused is not None:
                     value = fused.apply(name, value.float())
-                kept = torch.float32 if name.startswith(FP32_PARTS) else dtype
-                _assign(module, name, value.to(kept, copy=True))
+                _assign(module, name, value, torch.float32 if name.startswith(FP32_PARTS) else dtype)
 
 
 @contextlib.contextmanager
@@ -138,12 +142,14 @@ def _read(views: Views, scales: Mapping[str, Any], piece: keys.Piece) -> Tensor:
     return value.float() * (scale.float() / QUANTISED_MAX)[:, None]
 
 
-def _assign(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor where the meta tensor of that name was."""
+def _assign(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Put a copy of a tensor where the meta tensor of that name was."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    if isinstance(owner, Int8Linear) and leaf == "weight":
+        owner.hold(value)
+    elif leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value.to(dtype, copy=True), requires_grad=False)
     else:
         assert leaf in owner._buffers
-        owner._buffers[leaf] = value
+        owner._buffers[leaf] = value.to(dtype, copy=True)

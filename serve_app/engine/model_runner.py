@@ -73,7 +73,7 @@ class _Reading:
 class ModelRunner:
     """A `Duplex` and the state of ``slots`` sessions, fewer where sessions are guided. One thread.
 
-    The model's parameters must be on one device and stay there; the LM's keys and values take the dtype of its weights.
+    The model's parameters must be on one device and stay there; the LM's keys and values take its dtype.
 
     Args:
         habits: defaults of the checkpoint.
@@ -103,8 +103,7 @@ class ModelRunner:
         self._habits = habits if habits is not None else Habits()
         self._prompts = prompts
         self._prefixes = PrefixCache(prefix_bytes)
-        weight = duplex.lm.text_linear.weight
-        self._device, self._dtype = weight.device, weight.dtype
+        self._device, self._dtype = duplex.lm.device, duplex.lm.dtype
         self._clock = StageClock(self._device)
         with torch.inference_mode():
             self._state = duplex.init_state(slots, self._device, self._dtype, storage)
@@ -303,7 +302,9 @@ class ModelRunner:
             state_bytes_per_slot=state_bytes_per_slot(self._state),
             dep_q=config.dep_q,
             delay_steps=config.max_delay,
-            weights_bytes=sum(p.numel() * p.element_size() for p in self._duplex.parameters()),
+            weights_bytes=sum(
+                t.numel() * t.element_size() for t in (*self._duplex.parameters(), *self._duplex.buffers())
+            ),
             buckets=self._captured.sizes if self._captured is not None else (),
         )
 

@@ -146,8 +146,8 @@ def _encode(duplex: Duplex, pcm: npt.NDArray[np.float32], count: int) -> Codes:
     """Codes ``int64[T, count]`` of whole frames, the last one filled up with silence; frame by frame, as live."""
     if not count:
         return np.zeros((-(-len(pcm) // FRAME_SAMPLES), 0), np.int64)
-    device = duplex.lm.text_linear.weight.device
-    state, rows = duplex.mimi.init_state(1, device, torch.float32), all_rows(1, device)
+    device = duplex.lm.device
+    state, rows = duplex.mimi.init_state(1, device, duplex.mimi.dtype), all_rows(1, device)
     padded = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
     codes = []
     for frame in torch.from_numpy(padded).to(device).view(-1, 1, 1, FRAME_SAMPLES):

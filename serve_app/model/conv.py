@@ -82,6 +82,11 @@ class CausalConv(nn.Module):
         return y if plus is None else y.add_(plus)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight."""
+        return self._inner.weight.dtype
+
+    @property
     def _inner(self) -> nn.Conv1d:
         inner = self.conv["conv"]
         assert isinstance(inner, nn.Conv1d)

@@ -62,7 +62,7 @@ class TickOutput:
 
 
 class Duplex(nn.Module):
-    """A codec and a language model that fit each other. The LM may be bf16 while the codec stays fp32.
+    """A codec and a language model that fit each other. Each has a dtype of its own.
 
     Raises:
         CheckpointError: the codec has fewer levels than the LM needs, or more entries than it knows.
@@ -84,10 +84,10 @@ class Duplex(nn.Module):
     ) -> DuplexState:
         """Empty state for ``slots`` slots and a scratch row.
 
-        ``dtype`` and ``storage`` are the LM's; the codec's state is fp32 in rings.
+        ``dtype`` and ``storage`` are the LM's; the codec's state is of its weights' dtype, in rings.
         """
         return DuplexState(
-            self.mimi.init_state(slots, device, torch.float32),
+            self.mimi.init_state(slots, device, self.mimi.dtype),
             self.lm.init_state(slots, device, dtype, storage),
         )
 

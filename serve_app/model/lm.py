@@ -25,6 +25,7 @@ from serve_app.model.linear import Linear, Together
 from serve_app.model.lm_config import LMConfig
 from serve_app.model.norm import make_norm
 from serve_app.model.pages import Storage
+from serve_app.model.quantised_linear import Int8Linear, Int8Together
 from serve_app.model.sampling import TEXT_STREAM, SamplingParams, Whole
 from serve_app.model.state import Rows, Twins
 from serve_app.model.text_bias import Silence, TextBias
@@ -136,7 +137,16 @@ class LM(nn.Module):
         )
         self.condition_provider = Conditioning(c.conditioners, c.fuser, c.dim) if c.conditioners else None
         self._embeddings: Together | None = None
-        self._depth_inputs: Together | None = None
+        self._depth_inputs: Together | Int8Together | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what lies between products, and of keys and values where nothing else is asked for."""
+        return self.text_emb.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_emb.weight.device
 
     @torch.no_grad()
     def lay_out(self) -> None:
@@ -146,8 +156,10 @@ class LM(nn.Module):
         """
         if all(embedding.plain for embedding in self._stream_embeddings()):
             self._embeddings = Together(self._stream_embeddings())
-        if len(self.depformer_in) > 1:
-            self._depth_inputs = Together(list(self.depformer_in))
+        inputs = list(self.depformer_in)
+        if len(inputs) > 1:
+            short = [linear for linear in inputs if isinstance(linear, Int8Linear)]
+            self._depth_inputs = Int8Together(short) if short else Together(inputs)
 
     def _stream_embeddings(self) -> list[Embedding]:
         """In the order in which they are added: every codebook, then text."""
@@ -195,7 +207,7 @@ class LM(nn.Module):
             if state.conditions is not None and made.sum is not None:
                 state.conditions.sum[target] = made.sum.to(state.conditions.sum.dtype)
             if made.cross is not None:
-                self.transformer.remember(made.cross.to(self.text_linear.weight.dtype), state.transformer, target)
+                self.transformer.remember(made.cross.to(self.dtype), state.transformer, target)
 
     def step(
         self, user: Tensor, state: LMState, rows: Rows, given: Given | None = None, *, whole: Whole = True

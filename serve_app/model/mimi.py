@@ -139,6 +139,17 @@ class Mimi(nn.Module):
         self.decoder = make_decoder(config.seanet)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and state; PCM and latents are fp32 outside, and the quantiser is."""
+        return self.downsample.conv.dtype
+
+    def narrow(self, dtype: torch.dtype) -> None:
+        """Put the weights into ``dtype``, all but the quantiser's: rounded distances choose other entries."""
+        for name, part in self.named_children():
+            if name != "quantizer":
+                part.to(dtype)
+
+    @property
     def quantiser(self) -> SplitQuantizer:
         """The quantiser; the attribute is spelled as the published keys are."""
         return self.quantizer
@@ -153,14 +164,15 @@ class Mimi(nn.Module):
         """
         if pcm.ndim != 3 or pcm.shape[1] != 1 or pcm.shape[2] == 0:
             raise ShapeError("pcm", pcm.shape, "[B, 1, N], N >= 1")
-        pcm = F.pad(pcm, (0, -pcm.shape[-1] % FRAME_SAMPLES))
-        return self.downsample(self.encoder_transformer(self.encoder(pcm)))  # type: ignore[no-any-return]
+        pcm = F.pad(pcm, (0, -pcm.shape[-1] % FRAME_SAMPLES)).to(self.dtype)
+        return self.downsample(self.encoder_transformer(self.encoder(pcm))).float()  # type: ignore[no-any-return]
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Latents ``[B, D, T]``, quantised or not, to PCM ``[B, 1, T * 1920]``."""
         if latent.ndim != 3 or latent.shape[1] != self.config.dimension:
             raise ShapeError("latent", latent.shape, f"[B, {self.config.dimension}, T]")
-        return self.decoder(self.decoder_transformer(self.upsample(latent)))  # type: ignore[no-any-return]
+        latent = latent.to(self.dtype)
+        return self.decoder(self.decoder_transformer(self.upsample(latent))).float()  # type: ignore[no-any-return]
 
     def encode(self, pcm: Tensor) -> Tensor:
         """``[B, 1, N]`` to codes ``int64[B, K, T]``, T = ceil(N / 1920)."""
@@ -203,9 +215,9 @@ class Mimi(nn.Module):
         if pcm.ndim != 3 or tuple(pcm.shape[1:]) != (1, FRAME_SAMPLES):
             raise ShapeError("pcm", pcm.shape, f"[R, 1, {FRAME_SAMPLES}]")
         part = state.encoder
-        latent = self.encoder.step(pcm, part.seanet, rows)  # [R, D, 2]
+        latent = self.encoder.step(pcm.to(self.dtype), part.seanet, rows)  # [R, D, 2]
         latent = self.encoder_transformer.step(latent, part.transformer, rows)
-        return self.downsample.step(latent, part.downsample, rows)  # [R, D, 1]
+        return self.downsample.step(latent, part.downsample, rows).float()  # [R, D, 1]
 
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: MimiState, rows: Rows) -> Tensor:
@@ -218,9 +230,10 @@ class Mimi(nn.Module):
         if codes.shape[-1] != 1:
             raise ShapeError("codes", codes.shape, "[R, K, 1]")
         part = state.decoder
-        latent = self.upsample.step(self.quantizer.decode(codes), part.upsample, rows)  # [R, D, 2]
+        latent = self.quantizer.decode(codes).to(self.dtype)
+        latent = self.upsample.step(latent, part.upsample, rows)  # [R, D, 2]
         latent = self.decoder_transformer.step(latent, part.transformer, rows)
-        return self.decoder.step(latent, part.seanet, rows)
+        return self.decoder.step(latent, part.seanet, rows).float()
 
     def _check_codes(self, codes: Tensor) -> None:
         if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.config.total_codebooks:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app import cli
+from serve_app.bench import plot
 from serve_app.bench.command import main
 from serve_app.bench.models import on_meta, parameters_of
 from serve_app.bench.shapes import PRESETS
@@ -119,3 +120,23 @@ def test_what_cannot_be_read_is_refused_by_name(
 def test_the_middle_preset_has_between_100_and_120_million_parameters() -> None:
     assert 100e6 < parameters_of(on_meta(PRESETS["112m"]).lm) < 120e6
     assert parameters_of(on_meta(PRESETS["140m"]).lm) == 139_747_840
+
+
+def test_a_kept_result_is_drawn_again_with_its_profile(tmp_path: Path) -> None:
+    kept, trace = tmp_path / "kept.json", tmp_path / "trace.json"
+    assert main([*SHORT, "--profile", str(trace), "--save-baseline", str(kept)]) == 0
+    profile = json.loads(kept.read_text())["profile"]
+    assert list(profile) == ["encode", "lm", "depformer", "decode", "around"]
+    assert all(profile[stage]["products"] > 0 for stage in ("encode", "lm", "depformer", "decode"))
+    assert profile["depformer"]["sampling"] > 0
+    pictures = [tmp_path / "ticks.png", tmp_path / "ticks.svg", tmp_path / "shares.svg"]
+    assert plot.main([str(kept), *map(str, pictures[:2])]) == 0
+    assert plot.main(["--profile", str(kept), str(kept), str(pictures[2])]) == 0
+    assert all(picture.stat().st_size > 1_000 for picture in pictures)
+
+
+def test_a_result_without_a_profile_has_none_to_draw(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plot.main(["--profile", str(kept), str(tmp_path / "shares.svg")]) == 2
+    assert "has none" in capsys.readouterr().err

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app.checkpoint.quality import LEAST_AGREEMENT, MOST_KL, Divergence, compare, main
+from serve_app.bench.quality import main
+from serve_app.checkpoint.quality import LEAST_AGREEMENT, MOST_KL, Divergence, compare
 from serve_app.model.pages import Storage
 from serve_app.model.quantised_kv import KvName
 from serve_app.model.quantised_linear import quantise_linears

@@ -75,6 +75,10 @@ def test_every_problem_is_named_at_once() -> None:
         {"runner": "passthrough", "link": {"first_port": 0, "last_port": 8}},
         {"runner": "passthrough", "limits": {"inbox_frames": 1, "keep_frames": 2}},
         {"runner": "passthrough", "name": ""},
+        {"runner": "passthrough", "weights": "int8"},
+        {"runner": "passthrough", "codec_dtype": "bfloat16"},
+        {"checkpoint": {"folder": "x"}, "weights": "int4"},
+        {"checkpoint": {"folder": "x"}, "codec_dtype": "float16"},
     ],
 )
 def test_engine_args_that_contradict_each_other_are_refused(args: dict[str, Any]) -> None:
