@@ -2,6 +2,7 @@
 
 import { Conversation } from "./conversation.js";
 import { info } from "./server.js";
+import { serverWords } from "./words.js";
 
 const INFO_EVERY_MS = 10_000;
 const FIGURES_EVERY_MS = 250;
@@ -22,7 +23,8 @@ const KNOWN_MODELS = [
 const at = (id) => document.getElementById(id);
 const form = at("settings");
 // The key of a server that asks for one: after the # of the page's address, which no server or log sees.
-const key = new URLSearchParams(location.hash.slice(1)).get("key");
+const wishes = new URLSearchParams(location.hash.slice(1));
+const key = wishes.get("key");
 let conversation = null;
 
 // For tests and the curious: what the current conversation has counted.
@@ -66,6 +68,7 @@ function settings() {
     settingsChanged ||= value !== form.elements[name].defaultValue;
   }
   if (key) parameters.auth_id = key;
+  if (wishes.has("latency")) parameters.latency = 1;
   if (values.get("seed")) parameters.text_seed = parameters.audio_seed = values.get("seed");
   return { parameters, settingsChanged };
 }
@@ -107,6 +110,7 @@ function drawFigures() {
   at("level-it").setAttribute("aria-valuenow", Math.round(100 * it));
   const trip = conversation.roundTrips.medianMs;
   at("round-trip").textContent = trip === null ? "…" : `${Math.round(trip)} ms`;
+  at("round-trip").title = serverWords(conversation.serverMs);
   at("buffered").textContent = `${Math.round(conversation.speaker.report.bufferedMs)} ms`;
   const seconds = Math.floor((performance.now() - conversation.startedMs) / 1000);
   at("elapsed").textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;

@@ -21,6 +21,7 @@ export class Conversation {
     this.bytesSent = 0;
     this.lost = {}; // frames by cause
     this.audioMessages = 0;
+    this.serverMs = null; // by part, where the server was asked
     this.said = "";
     this.live = false;
     this.ended = false;
@@ -84,6 +85,7 @@ export class Conversation {
         break;
       case "metadata":
         if (event.value?.type === "dropped") this.lose(event.value.frames);
+        if (event.value?.type === "latency") this.serverMs = event.value.ms;
         break;
       default: // nothing that a person needs to read
     }

@@ -89,6 +89,13 @@ export function lossWords(frames) {
   return parts.length ? `Left out so far: ${parts.join(", ")}.` : "";
 }
 
+// `ms` of the server's latency report, {part: {p50, ...}}; null where it was not asked.
+export function serverWords(ms) {
+  const parts = Object.entries(ms ?? {}).filter(([, told]) => Number.isFinite(told?.p50));
+  const words = parts.map(([part, { p50 }]) => `${part} ${p50.toFixed(1)} ms`);
+  return words.length ? `Of which at the server: ${words.join(", ")}.` : "";
+}
+
 function join(detail, advice) {
   if (!detail) return advice;
   return /[.!?]$/.test(detail) ? `${detail} ${advice}` : `${detail}. ${advice}`;

@@ -50,6 +50,7 @@ class EchoServer:
         end_after_frames: then ``said`` is sent and the connection closed with ``end_code``.
         silent: hears, and answers nothing.
         drops: frames by cause, reported as dropped after the handshake.
+        spent_ms: by part, told after the handshake to whoever asked for its latency.
         mixes: answers everybody with what anybody said last.
         folder: files to serve beside the chat.
         frames: what was heard, of all sessions.
@@ -62,6 +63,7 @@ class EchoServer:
     silent: bool = False
     mixes: bool = False
     drops: Mapping[str, int] | None = None
+    spent_ms: Mapping[str, float] | None = None
     end_after_frames: int | None = None
     end_code: int = 1011
     said: str = ""
@@ -134,6 +136,9 @@ class EchoServer:
             await connection.send(chat.handshake())
         if self.drops is not None:
             await connection.send(chat.metadata({"type": "dropped", "frames": self.drops}))
+        if self.spent_ms is not None and self.queries[-1].get("latency") == "1":
+            parts = {part: {"p50": spent, "p99": spent, "max": spent} for part, spent in self.spent_ms.items()}
+            await connection.send(chat.metadata({"type": "latency", "frames": 1, "ms": parts}))
         async for message in connection:
             for event in chat.receive(message):
                 if not isinstance(event, wire.Audio):

@@ -112,6 +112,26 @@ async def test_a_key_after_the_hash_goes_along(browser: Browser) -> None:
     assert server.queries[0]["auth_id"] == "k3y"
 
 
+@in_loop
+async def test_who_asks_after_the_hash_is_shown_where_the_time_goes_at_the_server(browser: Browser) -> None:
+    server = EchoServer(folder=WEB, spent_ms={"wait": 4.5, "tick": 38.0})
+    shown = "Of which at the server: wait 4.5 ms, tick 38.0 ms."
+    async with server.running(), browser.page(f"{server.url}#latency") as page:
+        await page.click("#toggle")
+        await page.until(f"document.querySelector('#round-trip').title === '{shown}'")
+    assert server.queries[0]["latency"] == "1"
+
+
+@in_loop
+async def test_a_page_that_asks_for_no_latency_shows_none(browser: Browser) -> None:
+    server = EchoServer(spent_ms={"tick": 38.0})
+    async with opened(server, browser) as page:
+        await page.click("#toggle")
+        await page.until("/^[0-9]+ ms$/.test(document.querySelector('#round-trip').textContent)")
+        assert await page.evaluate("document.querySelector('#round-trip').title") == ""
+    assert "latency" not in server.queries[0]
+
+
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
