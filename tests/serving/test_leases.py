@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from serve_app.engine.engine import Engine
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.runner import PassThroughRunner
-from serve_app.errors import ChorusError, EngineDraining, EngineFull, EngineLost
+from serve_app.errors import ChorusError, EngineDraining, EngineFull, EngineLate, EngineLost
 from serve_app.link.client import EngineLink
 from serve_app.link.messages import Output
 from serve_app.link.port import Address, Grant
@@ -20,7 +20,7 @@ from serve_app.serving.granted import Admitted, Answer, Granted
 from serve_app.serving.lease_desk import LeaseDesk
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.spec import SessionSpec
-from serve_app.units import FRAME_SAMPLES
+from serve_app.units import FRAME_SAMPLES, SessionId
 from tests.link.fakes import on_loop
 
 WAIT_S = 5.0
@@ -45,10 +45,10 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(slots: int, attach_s: float = WAIT_S) -> AsyncIterator[House]:
+async def house(slots: int, attach_s: float = WAIT_S, late: Callable[[], bool] = lambda: False) -> AsyncIterator[House]:
     engine = Engine(PassThroughRunner(slots), clock=time.monotonic)
     loop = EngineLoop(engine)
-    desk = LeaseDesk(engine, attach_s=attach_s, text_model=TEXT_MODEL)
+    desk = LeaseDesk(engine, attach_s=attach_s, text_model=TEXT_MODEL, late=late)
     server = await desk.listen("127.0.0.1", range(1))
     loop.start()
     made = House(engine, desk)
@@ -152,6 +152,21 @@ async def test_a_draining_engine_says_so() -> None:
         home.engine.drain()
         with pytest.raises(EngineDraining):
             await home.session().lease(WAIT_S)
+
+
+@on_loop
+async def test_an_engine_that_misses_its_deadlines_takes_whom_an_authority_sent_and_nobody_else() -> None:
+    late = True
+    async with house(1, late=lambda: late) as home:
+        with pytest.raises(EngineLate):
+            await home.session().lease(WAIT_S)
+        sent = home.session()
+        await sent.lease(WAIT_S, Admitted(SessionId("s"), "acme", "here"))
+        await sent.close()
+        late = False
+        recovered = home.session()
+        await recovered.lease(WAIT_S)
+        await recovered.close()
 
 
 @on_loop
