@@ -4,19 +4,25 @@ The function is its PyTorch path: the oracle, and what runs wherever no kernel i
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+from torch.library import custom_op
 
 NAMESPACE: Final = "chorus"
-OPERATIONS: Final[dict[str, CustomOpDef]] = {}
-"""Every operation by its name, without the namespace."""
+
+Body = Callable[..., Any]
+BODIES: Final[dict[str, Body]] = {}
+"""The PyTorch path of every operation, by its name."""
+OPERATIONS: Final[dict[str, Any]] = {}
+"""Every operation, by its name without the namespace."""
+KERNELS: Final[dict[str, Mapping[str, Body]]] = {}
+"""By type of device, what stands in for the PyTorch path of which operation there."""
 
 
-def operation(name: str, body: Callable[..., Any], shape: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Any:
+def operation(name: str, body: Body, shape: Body, mutates: tuple[str, ...] = ()) -> Any:
     """Define ``chorus::name``.
 
     Args:
@@ -28,6 +34,9 @@ def operation(name: str, body: Callable[..., Any], shape: Callable[..., Any], mu
 
     @functools.wraps(body)
     def run(*args: Any) -> Any:
+        kernel = KERNELS.get(next(tensors_of(args)).device.type, {}).get(name)
+        if kernel is not None:
+            return kernel(*args)
         made = body(*args)
         if isinstance(made, Tensor):
             return _apart(made, args)
@@ -35,7 +44,7 @@ def operation(name: str, body: Callable[..., Any], shape: Callable[..., Any], mu
 
     made = custom_op(f"{NAMESPACE}::{name}", run, mutates_args=mutates)
     made.register_fake(shape)
-    OPERATIONS[name] = made
+    OPERATIONS[name], BODIES[name] = made, body
     return made
 
 
@@ -48,8 +57,17 @@ def nothing(*_: Any) -> None:
     """Of one that only writes in place."""
 
 
+def tensors_of(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, and those in lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_of(value)
+
+
 def _apart(made: Tensor, args: tuple[Any, ...]) -> Tensor:
     """A contiguous tensor with memory of its own."""
     home = made.untyped_storage().data_ptr()
-    shared = any(isinstance(arg, Tensor) and arg.untyped_storage().data_ptr() == home for arg in args)
+    shared = any(tensor.untyped_storage().data_ptr() == home for tensor in tensors_of(args))
     return made.clone(memory_format=torch.contiguous_format) if shared else made.contiguous()
