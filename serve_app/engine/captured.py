@@ -25,6 +25,7 @@ import torch
 from serve_app.engine.batch import TickBatch, TickResult
 from serve_app.engine.stage_clock import StageClock
 from serve_app.engine.staging import TickBuffers, TickInputs, TickOutputs, TickShape
+from serve_app.model.kernels.plug import plug
 
 SIZES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 _BEYOND: Final = 64
@@ -100,10 +101,14 @@ class CudaCapture:
 
 
 def capture_on(device: torch.device | str, *, graphs: bool = True) -> Capture | None:
-    """How an engine on this device prepares its ticks; None where live rows are best computed as they come: a CPU."""
+    """How an engine on this device prepares its ticks; None where live rows are best computed as they come: a CPU.
+
+    On a GPU the operations of a tick get their Triton kernels here, where triton is installed.
+    """
     device = torch.device(device)
     if device.type != "cuda":
         return None
+    plug(device.type)
     return CudaCapture(device) if graphs else EagerTwin()
 
 

@@ -11,11 +11,11 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.library import custom_op
 
 from serve_app.model import fused
 from serve_app.model.embedding import UNGENERATED_TOKEN, ZERO_TOKEN
 from serve_app.model.lm_config import LMConfig
+from serve_app.model.operation import operation
 from serve_app.model.state import Rows, commit
 
 
@@ -128,18 +128,9 @@ def _hear(
     return torch.where(offset <= lags, initial, tokens.gather(2, here)[..., 0])
 
 
-@custom_op("chorus::hear", mutates_args=("cache",))
-def _hear_op(
-    cache: Tensor, steps: Tensor, codes: Tensor, slots: Tensor, write: Tensor, lags: Tensor, initial: Tensor
-) -> Tensor:
-    return _hear(cache, steps, codes, slots, write, lags, initial)
-
-
-@_hear_op.register_fake
-def _(
-    cache: Tensor, steps: Tensor, codes: Tensor, slots: Tensor, write: Tensor, lags: Tensor, initial: Tensor
-) -> Tensor:
-    return cache.new_empty(slots.shape[0], cache.shape[1])
+_hear_op = operation(
+    "hear", _hear, lambda cache, steps, codes, slots, *_: cache.new_empty(slots.shape[0], cache.shape[1]), ("cache",)
+)
 
 
 def _say(
@@ -167,29 +158,9 @@ def _say(
     return torch.where(complete[:, None], frame, UNGENERATED_TOKEN), complete
 
 
-@custom_op("chorus::say", mutates_args=("cache", "steps"))
-def _say_op(
-    cache: Tensor,
-    steps: Tensor,
-    text: Tensor,
-    codes: Tensor,
-    slots: Tensor,
-    write: Tensor,
-    executes: Tensor,
-    lags: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return _say(cache, steps, text, codes, slots, write, executes, lags)
+def _say_shape(cache: Tensor, steps: Tensor, text: Tensor, codes: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    rows, dep_q = codes.shape
+    return codes.new_empty(rows, dep_q + 1), codes.new_empty(rows, dtype=torch.bool)
 
 
-@_say_op.register_fake
-def _(
-    cache: Tensor,
-    steps: Tensor,
-    text: Tensor,
-    codes: Tensor,
-    slots: Tensor,
-    write: Tensor,
-    executes: Tensor,
-    lags: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return codes.new_empty(codes.shape[0], codes.shape[1] + 1), torch.empty_like(executes)
+_say_op = operation("say", _say, _say_shape, ("cache", "steps"))

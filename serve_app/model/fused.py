@@ -8,13 +8,14 @@ more launches. Nothing here waits for the device, and no Python number but the D
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 from torch.nn import functional as F
 
+from serve_app.model.operation import like, nothing, operation
+from serve_app.model.quantised_kv import dequantise, quantise
 from serve_app.model.sampling import TOP_K_WIDTH, Whole, draw, exponential_noise
 from serve_app.model.sampling import noise_keys as keys_of_streams
 
@@ -65,28 +66,8 @@ def _add_norm(
     return total, _norm(total, weight, eps, bias)
 
 
-@custom_op("chorus::norm", mutates_args=())
-def _norm_op(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
-    return _norm(x, weight, eps, bias)
-
-
-@_norm_op.register_fake
-def _(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
-    return torch.empty_like(x)
-
-
-@custom_op("chorus::add_norm", mutates_args=())
-def _add_norm_op(
-    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return _add_norm(x, update, weight, eps, bias, scale)
-
-
-@_add_norm_op.register_fake
-def _(
-    x: Tensor, update: Tensor, weight: Tensor, eps: float, bias: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(update), torch.empty_like(update)
+_norm_op = operation("norm", _norm, like)
+_add_norm_op = operation("add_norm", _add_norm, lambda x, update, *_: (like(update), like(update)))
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
@@ -106,15 +87,12 @@ def _rope_table(offset: Tensor, steps: int, head_dim: int, max_period: float) ->
     return torch.cos(angle), torch.sin(angle)
 
 
-@custom_op("chorus::rope_table", mutates_args=())
-def _rope_table_op(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
-    return _rope_table(offset, steps, head_dim, max_period)
-
-
-@_rope_table_op.register_fake
-def _(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
+def _rope_shape(offset: Tensor, steps: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
     shape = (offset.shape[0], 1, steps, head_dim // 2)
     return offset.new_empty(shape, dtype=torch.float32), offset.new_empty(shape, dtype=torch.float32)
+
+
+_rope_table_op = operation("rope_table", _rope_table, _rope_shape)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -157,17 +135,20 @@ def rope_append(
     heads: int,
     kv_heads: int,
     interleaved: bool,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
 ) -> Tensor:
     """`rope_split`, with keys and values written into their store on the way.
 
     Args:
         keys, values: ``[P, page, H, D]``, written in place.
         write: ``int64[R, 1]`` or ``[R, T]``, page of each new step; index: ``int64[R, T]``, its place there.
+        key_scale, value_scale: ``fp32[P, page, H]`` of a store in 8 bits, written too: see `quantised_kv`.
 
     Returns:
         Queries ``[R, Hq, T, D]``.
     """
-    args = (qkv, cos, sin, keys, values, write, index, heads, kv_heads, interleaved)
+    args = (qkv, cos, sin, keys, values, write, index, heads, kv_heads, interleaved, key_scale, value_scale)
     return (_rope_append if direct(qkv) else _rope_append_op)(*args)
 
 
@@ -182,44 +163,29 @@ def _rope_append(
     heads: int,
     kv_heads: int,
     interleaved: bool,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
 ) -> Tensor:
     query, new_keys, new_values = rope_split(qkv, cos, sin, heads, kv_heads, interleaved)
-    keys[write, index] = new_keys.transpose(1, 2).to(keys.dtype)
-    values[write, index] = new_values.transpose(1, 2).to(values.dtype)
-    return query.contiguous()
+    put(keys, key_scale, (write, index), new_keys.transpose(1, 2))
+    put(values, value_scale, (write, index), new_values.transpose(1, 2))
+    return query
 
 
-@custom_op("chorus::rope_append", mutates_args=("keys", "values"))
-def _rope_append_op(
-    qkv: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    keys: Tensor,
-    values: Tensor,
-    write: Tensor,
-    index: Tensor,
-    heads: int,
-    kv_heads: int,
-    interleaved: bool,
-) -> Tensor:
-    query = _rope_append(qkv, cos, sin, keys, values, write, index, heads, kv_heads, interleaved)
-    return query.clone() if query.data_ptr() == qkv.data_ptr() else query
+def put(store: Tensor, scale: Tensor | None, where: tuple[Tensor, Tensor], new: Tensor) -> None:
+    """Write steps ``[R, T, H, D]`` to places ``([R, 1] or [R, T], [R, T])`` of a store, in 8 bits if it has scales."""
+    if scale is None:
+        store[where] = new.to(store.dtype)
+    else:
+        store[where], scale[where] = quantise(new, store.dtype)
 
 
-@_rope_append_op.register_fake
-def _(
-    qkv: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    keys: Tensor,
-    values: Tensor,
-    write: Tensor,
-    index: Tensor,
-    heads: int,
-    kv_heads: int,
-    interleaved: bool,
-) -> Tensor:
+def _queries_shape(qkv: Tensor, *others: Any) -> Tensor:
+    heads, kv_heads = others[-5:-3]
     return qkv.new_empty(qkv.shape[0], heads, qkv.shape[1], qkv.shape[2] // (heads + 2 * kv_heads))
+
+
+_rope_append_op = operation("rope_append", _rope_append, _queries_shape, ("keys", "values", "key_scale", "value_scale"))
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -264,7 +230,7 @@ def _decode_attention(
     def held(store: Tensor, scale: Tensor | None) -> Tensor:
         pages = store[table]  # [R, blocks, page, H, D]
         if scale is not None:
-            pages = pages.float() * scale[table][..., None]
+            pages = dequantise(pages, scale[table], torch.float32)
         return pages.flatten(1, 2)[:, :capacity].transpose(1, 2)  # [R, H, C, D]
 
     position = torch.arange(min(capacity, table.shape[1] * keys.shape[1]), device=length.device)
@@ -281,32 +247,7 @@ def attend_masked(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor |
     return F.scaled_dot_product_attention(query, keys.to(query.dtype), values.to(query.dtype), attn_mask=visible)
 
 
-@custom_op("chorus::decode_attention", mutates_args=())
-def _decode_attention_op(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    length: Tensor,
-    capacity: int,
-    key_scale: Tensor | None,
-    value_scale: Tensor | None,
-) -> Tensor:
-    return _decode_attention(query, keys, values, table, length, capacity, key_scale, value_scale).contiguous()
-
-
-@_decode_attention_op.register_fake
-def _(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    length: Tensor,
-    capacity: int,
-    key_scale: Tensor | None,
-    value_scale: Tensor | None,
-) -> Tensor:
-    return query.new_empty(query.shape)
+_decode_attention_op = operation("decode_attention", _decode_attention, like)
 
 
 def window(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
@@ -323,15 +264,12 @@ def _window(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tenso
     return query % capacity, visible[:, None]
 
 
-@custom_op("chorus::window", mutates_args=())
-def _window_op(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
-    return _window(offset, steps, capacity, span)
-
-
-@_window_op.register_fake
-def _(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
+def _window_shape(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor, Tensor]:
     rows = offset.shape[0]
     return offset.new_empty(rows, steps), offset.new_empty(rows, 1, steps, span, dtype=torch.bool)
+
+
+_window_op = operation("window", _window, _window_shape)
 
 
 def ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
@@ -348,14 +286,7 @@ def _ring_attention(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, 
     return attend_masked(query, own, seen, visible)
 
 
-@custom_op("chorus::ring_attention", mutates_args=())
-def _ring_attention_op(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
-    return _ring_attention(query, keys, values, slots, visible).contiguous()
-
-
-@_ring_attention_op.register_fake
-def _(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
-    return query.new_empty(query.shape)
+_ring_attention_op = operation("ring_attention", _ring_attention, like)
 
 
 def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
@@ -389,14 +320,11 @@ def depth_attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values
     return attended.reshape(query.shape[0], 1, -1)
 
 
-@custom_op("chorus::depth_attention", mutates_args=("keys", "values"))
-def _depth_attention_op(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
-    return _depth_attention(qkv, keys, values, index, heads).clone()
-
-
-@_depth_attention_op.register_fake
-def _(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
+def _depth_shape(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
     return qkv.new_empty(qkv.shape[0], 1, heads * keys.shape[-1])
+
+
+_depth_attention_op = operation("depth_attention", _depth_attention, _depth_shape, ("keys", "values"))
 
 
 # --- feed-forward -----------------------------------------------------------------------------------------------------
@@ -426,14 +354,7 @@ def _gate(x: Tensor, activation: str) -> Tensor:
     return activate(first, activation) * second
 
 
-@custom_op("chorus::gate", mutates_args=())
-def _gate_op(x: Tensor, activation: str) -> Tensor:
-    return _gate(x, activation)
-
-
-@_gate_op.register_fake
-def _(x: Tensor, activation: str) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+_gate_op = operation("gate", _gate, lambda x, _: x.new_empty(*x.shape[:-1], x.shape[-1] // 2))
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -459,14 +380,11 @@ def _embed_sum(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
     return total
 
 
-@custom_op("chorus::embed_sum", mutates_args=())
-def _embed_sum_op(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
-    return _embed_sum(tokens, table, first)
-
-
-@_embed_sum_op.register_fake
-def _(tokens: Tensor, table: Tensor, first: Tensor) -> Tensor:
-    return table.new_empty(tokens.shape[0], tokens.shape[2], table.shape[1])
+_embed_sum_op = operation(
+    "embed_sum",
+    _embed_sum,
+    lambda tokens, table, _: table.new_empty(tokens.shape[0], tokens.shape[2], table.shape[1]),
+)
 
 
 def add_embedding(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
@@ -479,14 +397,7 @@ def _add_embedding(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
     return x + torch.where((tokens == ZERO_TOKEN)[:, None], 0.0, found)[:, None]
 
 
-@custom_op("chorus::add_embedding", mutates_args=())
-def _add_embedding_op(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
-    return _add_embedding(x, tokens, table)
-
-
-@_add_embedding_op.register_fake
-def _(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+_add_embedding_op = operation("add_embedding", _add_embedding, like)
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -504,14 +415,7 @@ def _fill_rows(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) 
         store.index_fill_(0, rows, value)
 
 
-@custom_op("chorus::fill_rows", mutates_args=("stores",))
-def _fill_rows_op(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) -> None:
-    _fill_rows(stores, rows, values)
-
-
-@_fill_rows_op.register_fake
-def _(stores: Sequence[Tensor], rows: Tensor, values: Sequence[float]) -> None:
-    return None
+_fill_rows_op = operation("fill_rows", _fill_rows, nothing, ("stores",))
 
 
 # --- verdict ----------------------------------------------------------------------------------------------------------
@@ -528,14 +432,9 @@ def _all_finite(parts: Sequence[Tensor]) -> Tensor:
     return total == 0
 
 
-@custom_op("chorus::all_finite", mutates_args=())
-def _all_finite_op(parts: Sequence[Tensor]) -> Tensor:
-    return _all_finite(parts)
-
-
-@_all_finite_op.register_fake
-def _(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0].new_empty(parts[0].shape[0], dtype=torch.bool)
+_all_finite_op = operation(
+    "all_finite", _all_finite, lambda parts: parts[0].new_empty(parts[0].shape[0], dtype=torch.bool)
+)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -550,14 +449,9 @@ def _noise_keys(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
     return keys_of_streams(seed, step, torch.arange(first, first + count, device=seed.device))
 
 
-@custom_op("chorus::noise_keys", mutates_args=())
-def _noise_keys_op(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
-    return _noise_keys(seed, step, first, count)
-
-
-@_noise_keys_op.register_fake
-def _(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
-    return seed.new_empty(seed.shape[0], count)
+_noise_keys_op = operation(
+    "noise_keys", _noise_keys, lambda seed, step, first, count: seed.new_empty(seed.shape[0], count)
+)
 
 
 def noise_ahead(keys: Tensor, temperature: Tensor, vocabulary: int) -> Tensor | None:
@@ -625,8 +519,7 @@ def _nobody_draws(temperature: Tensor) -> bool:
     return at_hand and not bool((temperature > 0).any())
 
 
-@custom_op("chorus::sample", mutates_args=())
-def _sample_op(
+def _sample_sorted(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -635,18 +528,9 @@ def _sample_op(
     raised_token: int,
     raised_by: Tensor | None,
 ) -> Tensor:
+    """Where nobody looks further than the sorted candidates; no token is raised without ``raised_by``."""
     raised = None if raised_by is None else (raised_token, raised_by)
     return _sample(logits, temperature, top_k, keys, given, False, raised)
 
 
-@_sample_op.register_fake
-def _(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    keys: Tensor,
-    given: Tensor,
-    raised_token: int,
-    raised_by: Tensor | None,
-) -> Tensor:
-    return given.new_empty(given.shape)
+_sample_op = operation("sample", _sample_sorted, lambda *args: like(args[4]))

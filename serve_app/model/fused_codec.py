@@ -5,12 +5,13 @@ blocks). What is here runs elsewhere, and is the oracle of kernels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 from torch.nn import functional as F
 
+from serve_app.model.operation import operation
 from serve_app.model.product import steps_of, unfold
 
 # --- convolutions -----------------------------------------------------------------------------------------------------
@@ -62,8 +63,7 @@ def join(x: Tensor, previous: Tensor, first: Tensor | None, elu: bool) -> tuple[
     return held, held[:, -padding:]
 
 
-@custom_op("chorus::windows", mutates_args=("previous", "first"))
-def _windows_op(
+def _windows(
     x: Tensor,
     previous: Tensor,
     first: Tensor | None,
@@ -79,23 +79,16 @@ def _windows_op(
     previous.index_copy_(0, write, last.to(previous.dtype))
     if first is not None:
         first.index_fill_(0, write, 0)
-    return unfold(held, kernel, stride, dilation).contiguous()  # so that the product after it copies nothing
+    return unfold(held, kernel, stride, dilation)  # written out, so that the product after it copies nothing
 
 
-@_windows_op.register_fake
-def _(
-    x: Tensor,
-    previous: Tensor,
-    first: Tensor | None,
-    slots: Tensor,
-    write: Tensor,
-    kernel: int,
-    stride: int,
-    dilation: int,
-    elu: bool,
-) -> Tensor:
+def _windows_shape(x: Tensor, previous: Tensor, *others: Any) -> Tensor:
+    kernel, stride, dilation = others[-4:-1]
     steps = steps_of(previous.shape[1] + x.shape[1], kernel, stride, dilation)
     return x.new_empty(x.shape[0], steps, kernel * x.shape[2])
+
+
+_windows_op = operation("windows", _windows, _windows_shape, ("previous", "first"))
 
 
 # --- codebooks --------------------------------------------------------------------------------------------------------
@@ -114,8 +107,7 @@ def residual_search(x: Tensor, entries: Sequence[Tensor], half_norms: Sequence[T
     return _residual_search_op(x, entries, half_norms)  # type: ignore[no-any-return]
 
 
-@custom_op("chorus::residual_search", mutates_args=())
-def _residual_search_op(x: Tensor, entries: Sequence[Tensor], half_norms: Sequence[Tensor]) -> Tensor:
+def _residual_search(x: Tensor, entries: Sequence[Tensor], half_norms: Sequence[Tensor]) -> Tensor:
     found = []
     for level, half_norm in zip(entries, half_norms, strict=True):
         found.append(torch.addmm(half_norm, x, level.T, alpha=-1).argmin(dim=1))
@@ -123,9 +115,9 @@ def _residual_search_op(x: Tensor, entries: Sequence[Tensor], half_norms: Sequen
     return torch.stack(found, dim=1)
 
 
-@_residual_search_op.register_fake
-def _(x: Tensor, entries: Sequence[Tensor], half_norms: Sequence[Tensor]) -> Tensor:
-    return x.new_empty(x.shape[0], len(entries), dtype=torch.int64)
+_residual_search_op = operation(
+    "residual_search", _residual_search, lambda x, entries, _: x.new_empty(x.shape[0], len(entries), dtype=torch.int64)
+)
 
 
 def residual_sum(codes: Tensor, entries: Sequence[Tensor]) -> Tensor:
@@ -141,8 +133,7 @@ def residual_sum(codes: Tensor, entries: Sequence[Tensor]) -> Tensor:
     return _residual_sum_op(codes, entries)  # type: ignore[no-any-return]
 
 
-@custom_op("chorus::residual_sum", mutates_args=())
-def _residual_sum_op(codes: Tensor, entries: Sequence[Tensor]) -> Tensor:
+def _residual_sum(codes: Tensor, entries: Sequence[Tensor]) -> Tensor:
     codes = codes.clamp(0, entries[0].shape[0] - 1)
     total = F.embedding(codes[:, 0], entries[0])
     for level in range(1, codes.shape[1]):
@@ -150,6 +141,8 @@ def _residual_sum_op(codes: Tensor, entries: Sequence[Tensor]) -> Tensor:
     return total
 
 
-@_residual_sum_op.register_fake
-def _(codes: Tensor, entries: Sequence[Tensor]) -> Tensor:
-    return entries[0].new_empty(codes.shape[0], codes.shape[2], entries[0].shape[1])
+_residual_sum_op = operation(
+    "residual_sum",
+    _residual_sum,
+    lambda codes, entries: entries[0].new_empty(codes.shape[0], codes.shape[2], entries[0].shape[1]),
+)

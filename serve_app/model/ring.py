@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from serve_app.model.fused import attend_masked
+from serve_app.model.fused import attend_masked, put
 from serve_app.model.quantised_kv import KV_DTYPES, KvName, dequantise, quantise, scale_like
 from serve_app.model.state import Rows
 from serve_app.model.window import Held, Window
@@ -41,10 +41,7 @@ class KvStore:
         """Write T new steps, ``[R, T, H, D]`` each, at the window's positions."""
         where = (window.write, window.index)
         for store, scale, new in ((self.keys, self.key_scale, keys), (self.values, self.value_scale, values)):
-            if scale is None:
-                store[where] = new.to(store.dtype)
-            else:
-                store[where], scale[where] = quantise(new, store.dtype)
+            put(store, scale, where, new)
 
     def step(self, query: Tensor, keys: Tensor, values: Tensor, rows: Rows, window: Window) -> Tensor:
         """Write T new steps and attend from each of them: ``query [R, Hq, T, D]``, keys and values ``[R, H, T, D]``."""

@@ -18,9 +18,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from serve_app.model import fused
+from serve_app.model.operation import like, nothing, operation
 from serve_app.model.state import Rows
 from serve_app.spec import MAX_REPETITION_CONTEXT, SessionSpec
 
@@ -104,18 +104,7 @@ def _penalise(
     return logits.scatter(1, tokens, torch.where(value >= 0, value / strength, value * strength))
 
 
-@custom_op("chorus::penalise", mutates_args=())
-def _penalise_op(
-    logits: Tensor, penalty: Tensor, context: Tensor, said: Tensor, count: Tensor, slots: Tensor, padding: int
-) -> Tensor:
-    return _penalise(logits, penalty, context, said, count, slots, padding)
-
-
-@_penalise_op.register_fake
-def _(
-    logits: Tensor, penalty: Tensor, context: Tensor, said: Tensor, count: Tensor, slots: Tensor, padding: int
-) -> Tensor:
-    return torch.empty_like(logits)
+_penalise_op = operation("penalise", _penalise, like)
 
 
 def _remember(
@@ -132,15 +121,4 @@ def _remember(
     count.index_copy_(0, write, made + kept)
 
 
-@custom_op("chorus::remember", mutates_args=("said", "count"))
-def _remember_op(
-    said: Tensor, count: Tensor, text: Tensor, slots: Tensor, write: Tensor, quiet: Sequence[int], text_card: int
-) -> None:
-    _remember(said, count, text, slots, write, quiet, text_card)
-
-
-@_remember_op.register_fake
-def _(
-    said: Tensor, count: Tensor, text: Tensor, slots: Tensor, write: Tensor, quiet: Sequence[int], text_card: int
-) -> None:
-    return None
+_remember_op = operation("remember", _remember, nothing, ("said", "count"))

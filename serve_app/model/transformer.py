@@ -139,7 +139,7 @@ class Attention(nn.Module):
         return self.merge(fused.attend_masked(q, k, v, visible))
 
     def step(self, x: Tensor, ring: KvStore, now: "Moment") -> Tensor:
-        if now.length is not None and ring.key_scale is None:
+        if now.length is not None:
             return self._decode(x, ring, now, now.length)
         q, k, v = self.project(x, now.rotation)
         return self.merge(ring.step(q, k, v, now.rows, now.window))
@@ -161,13 +161,17 @@ class Attention(nn.Module):
             self.heads,
             self.kv_heads,
             interleaved,
+            ring.key_scale,
+            ring.value_scale,
         )
         if x.shape[1] > 1:  # the codec's two
             assert window.pages is None, "codecs keep rings"
+            assert ring.key_scale is None, "and all their bits"
             return self.merge(fused.ring_attention(query, ring.keys, ring.values, now.rows.slots, window.visible))
         # A ring is one page that is as long as the context.
         table = now.rows.slots[:, None] if window.pages is None else window.pages
-        attended = fused.decode_attention(query[:, :, 0], ring.keys, ring.values, table, length, window.span)
+        where = (table, length, window.span, ring.key_scale, ring.value_scale)
+        attended = fused.decode_attention(query[:, :, 0], ring.keys, ring.values, *where)
         return self.merge(attended[:, :, None])
 
 

@@ -161,7 +161,7 @@ def _operation_arguments() -> dict[str, tuple[Any, ...]]:
         "norm": (_random(2, 1, 8), _random(8), 1e-8, None),
         "add_norm": (_random(2, 1, 8), _random(2, 1, 8), _random(8), 1e-5, _random(8), _random(8)),
         "rope_table": (torch.tensor([1, 5]), 2, 8, 10_000.0),
-        "rope_append": (_random(2, 1, 48), None, None, *store, *at, 2, 2, True),
+        "rope_append": (_random(2, 1, 48), None, None, *store, *at, 2, 2, True, None, None),
         "decode_attention": (_random(2, 2, 8), *store, torch.tensor([[1], [2]]), torch.tensor([3, 9]), 5, None, None),
         "depth_attention": (_random(3, 1, 48), *pair, 1, 2),
         "gate": (_random(2, 1, 8), "silu"),

@@ -24,16 +24,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import interpreted, jit, power_of_two
+from serve_app.model.kernels.jit import interpreted, jit
+from serve_app.model.kernels.splits import PROCESSORS, power_of_two, split_count
 
-MAX_SPLITS: Final = 32
 _TILE: Final = 64
 """Keys a step: 16 KiB of bf16 keys at D = 128, 3 stages of 2 programs keep 3 TB/s in flight."""
-_TOKENS_PER_SPLIT: Final = 128
-"""Fewer do not pay for the combining launch."""
-_PROGRAMS_PER_PROCESSOR: Final = 4
-_PROCESSORS: Final = 132
-"""Where no GPU says otherwise: an H100's."""
 _MATRIX_ROWS: Final = 16
 """Least rows of a matrix product."""
 
@@ -147,21 +142,38 @@ def _combine(
     tl.store(out_ptr + head * head_dim + dim, result.to(out_ptr.dtype.element_ty), in_dim)
 
 
-def split_count(rows: int, kv_heads: int, tokens: int, processors: int = _PROCESSORS) -> int:
-    """Programs that share a row's keys of one head: a power of two, from what the host knows, so it holds in a graph.
+def decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    length: Tensor,
+    capacity: int,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    splits: int | None = None,
+) -> Tensor:
+    """`fused.decode_attention` in two launches, or in one when a row is not split; accumulated in fp32.
+
+    Blocks of the table past a row's length may hold anything: they are not read. A row of length 0 gives zeros.
 
     Args:
-        tokens: the most that a row may hold (blocks of the table x page, or the capacity).
-        processors: of the GPU.
+        splits: programs that share a row; None takes what fills this GPU.
     """
-    wanted = -(-_PROGRAMS_PER_PROCESSOR * processors // max(1, rows * kv_heads))
-    return min(power_of_two(wanted), MAX_SPLITS, max(1, power_of_two(tokens // _TOKENS_PER_SPLIT + 1) // 2))
+    assert keys.is_contiguous(), "a store is addressed as one block"
+    assert values.is_contiguous(), "a store is addressed as one block"
+    assert table.stride(1) == 1 or table.shape[1] == 1, "a row of the table is one block"
+    if splits is None:
+        tokens = min(capacity, table.shape[1] * keys.shape[1])
+        splits = split_count(query.shape[0], keys.shape[2], tokens, processors_of(query.device))
+    part, weight = partial(query, keys, values, table, length, capacity, key_scale, value_scale, splits)
+    return part.squeeze(2) if splits == 1 else combine(part, weight, query.dtype)
 
 
 def processors_of(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU."""
     if device.type != "cuda":
-        return _PROCESSORS
+        return PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -5,10 +5,16 @@ bf16, at 16 rows and position 8: 32 KiB of the past and 6 of qkv a row, 0.6 MB: 
 the 7B has 48 of these (8 positions x 6 layers), where PyTorch has two copies and the attention each.
 """
 
+from typing import Final
+
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import jit, power_of_two
+from serve_app.model.kernels.jit import jit
+from serve_app.model.kernels.splits import power_of_two
+
+MAX_DEPTH: Final = 32
+"""Positions that one tile holds."""
 
 
 @jit
@@ -59,7 +65,10 @@ def _depth_attention(
 
 
 def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, index: int, heads: int) -> Tensor:
-    """See `ops.depth_attention`."""
+    """`fused.depth_attention`."""
+    assert keys.shape[2] <= MAX_DEPTH, "one tile holds the past"
+    assert keys.is_contiguous(), "a past is addressed as one block"
+    assert values.is_contiguous(), "a past is addressed as one block"
     rows, kv_heads, room, head_dim = keys.shape
     out = qkv.new_empty(rows, 1, heads * head_dim)
     _depth_attention[(rows, kv_heads)](

@@ -29,8 +29,3 @@ def jit(function: Callable[..., Value]) -> Kernel:
 def interpreted(kernel: Kernel) -> bool:
     """Whether a kernel runs in Triton's interpreter, on the CPU."""
     return not isinstance(kernel, triton.JITFunction)
-
-
-def power_of_two(count: int) -> int:
-    """The smallest power of two that holds ``count``: blocks have no other sizes."""
-    return 1 << max(0, count - 1).bit_length()

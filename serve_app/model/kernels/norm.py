@@ -9,7 +9,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import jit, power_of_two
+from serve_app.model.kernels.jit import jit
+from serve_app.model.kernels.splits import power_of_two
 
 
 @jit

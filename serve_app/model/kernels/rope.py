@@ -9,7 +9,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import jit, power_of_two
+from serve_app.model.kernels.jit import jit
+from serve_app.model.kernels.splits import power_of_two
 
 
 @jit
@@ -117,13 +118,15 @@ def rope_append(
     values: Tensor,
     write: Tensor,
     index: Tensor,
-    key_scale: Tensor | None,
-    value_scale: Tensor | None,
     heads: int,
     kv_heads: int,
     interleaved: bool,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
 ) -> Tensor:
-    """See `ops.rope_append`."""
+    """`fused.rope_append`. Two rows may share a place only if nobody reads it (scratch)."""
+    assert keys.is_contiguous(), "a store is addressed as one block"
+    assert values.is_contiguous(), "a store is addressed as one block"
     rows, steps, width = qkv.shape
     head_dim = width // (heads + 2 * kv_heads)
     write = write.reshape(rows, -1).expand(rows, steps)  # one slot a row, or a page a step

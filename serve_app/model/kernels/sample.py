@@ -13,11 +13,19 @@ Bytes: 4 V per row and, beyond one launch, V / 4 x 8 written and read: 16 rows o
 floor is the 66 compare-and-swap rounds of a sort of 2,048, not bytes.
 """
 
+from typing import Final
+
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.model.kernels.jit import jit, power_of_two
+from serve_app.model.fused import UNGENERATED_TOKEN
+from serve_app.model.kernels.jit import jit
+from serve_app.model.kernels.splits import in_one, power_of_two
+
+PIECE: Final = 2048
+KEPT: Final = 512
+UNGENERATED = tl.constexpr(UNGENERATED_TOKEN)
 
 
 @jit
@@ -85,15 +93,24 @@ def _race(
 
 
 @jit
+def _tell(out: tl.tensor, given: tl.tensor, chosen: tl.tensor) -> None:
+    """The given token, or the chosen one; a row that is not finite still names a token."""
+    tl.store(out, tl.where(given == UNGENERATED, chosen, given))
+
+
+@jit
 def _sample(
     logits_ptr: tl.tensor,
     temperature_ptr: tl.tensor,
     top_k_ptr: tl.tensor,
     keys_ptr: tl.tensor,
+    given_ptr: tl.tensor,
     raised_ptr: tl.tensor,
     out_ptr: tl.tensor,
     vocabulary: tl.tensor,
     logits_row: tl.tensor,
+    key_row: tl.tensor,
+    given_row: tl.tensor,
     raised_token: tl.tensor,
     raises: tl.constexpr,
     block: tl.constexpr,
@@ -107,8 +124,8 @@ def _sample(
     packed = _packed(logits_ptr + row * logits_row, rank, vocabulary, heat, raised_token, raise_by)
     packed = tl.sort(packed, descending=True)
     top_k = tl.load(top_k_ptr + row)
-    chosen = _race(packed, rank, vocabulary, heat, top_k, tl.load(keys_ptr + row), True)
-    tl.store(out_ptr + row, tl.minimum(chosen, vocabulary - 1))  # a row that is not finite still names a token
+    chosen = _race(packed, rank, vocabulary, heat, top_k, tl.load(keys_ptr + row * key_row), True)
+    _tell(out_ptr + row, tl.load(given_ptr + row * given_row), tl.minimum(chosen, vocabulary - 1))
 
 
 @jit
@@ -143,9 +160,12 @@ def _sample_merged(
     temperature_ptr: tl.tensor,
     top_k_ptr: tl.tensor,
     keys_ptr: tl.tensor,
+    given_ptr: tl.tensor,
     out_ptr: tl.tensor,
     parts: tl.tensor,
     vocabulary: tl.tensor,
+    key_row: tl.tensor,
+    given_row: tl.tensor,
     kept: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
@@ -158,14 +178,36 @@ def _sample_merged(
         best = tl.bitonic_merge(best, descending=True)
     heat = tl.load(temperature_ptr + row)
     top_k = tl.load(top_k_ptr + row)
-    chosen = _race(best, rank, kept, heat, top_k, tl.load(keys_ptr + row), False)
-    tl.store(out_ptr + row, tl.minimum(chosen, vocabulary - 1))
+    chosen = _race(best, rank, kept, heat, top_k, tl.load(keys_ptr + row * key_row), False)
+    _tell(out_ptr + row, tl.load(given_ptr + row * given_row), tl.minimum(chosen, vocabulary - 1))
 
 
 def sample(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, raised_token: int, raised_by: Tensor | None
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    given: Tensor,
+    raised_token: int,
+    raised_by: Tensor | None,
 ) -> Tensor:
-    """See `ops.sample`, for what one launch holds: 4,096 tokens are 32 KiB of registers."""
+    """`fused.sample` where nobody looks further than the sorted candidates: one launch, or two for text."""
+    if in_one(logits.shape[1]):
+        return _whole_row(logits, temperature, top_k, keys, given, raised_token, raised_by)
+    pieces = candidates(logits, temperature, raised_token, raised_by)
+    return sample_merged(pieces, temperature, top_k, keys, given, logits.shape[1])
+
+
+def _whole_row(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    keys: Tensor,
+    given: Tensor,
+    raised_token: int,
+    raised_by: Tensor | None,
+) -> Tensor:
+    """What one launch holds: 4,096 tokens are 32 KiB of registers."""
     rows, vocabulary = logits.shape
     block = max(2, power_of_two(vocabulary))
     out = torch.empty(rows, device=logits.device, dtype=torch.int64)
@@ -174,10 +216,13 @@ def sample(
         temperature,
         top_k,
         keys,
+        given,
         logits if raised_by is None else raised_by,
         out,
         vocabulary,
         logits.stride(0),
+        keys.stride(0),
+        given.stride(0),
         raised_token,
         raises=raised_by is not None,
         block=block,
@@ -191,8 +236,8 @@ def candidates(
     temperature: Tensor,
     raised_token: int,
     raised_by: Tensor | None,
-    piece: int,
-    kept: int,
+    piece: int = PIECE,
+    kept: int = KEPT,
 ) -> Tensor:
     """The best of every piece of the vocabulary, sorted: ``int64[R, pieces, kept]``."""
     rows, vocabulary = logits.shape
@@ -214,7 +259,9 @@ def candidates(
     return out
 
 
-def sample_merged(sorted_pieces: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, vocabulary: int) -> Tensor:
+def sample_merged(
+    sorted_pieces: Tensor, temperature: Tensor, top_k: Tensor, keys: Tensor, given: Tensor, vocabulary: int
+) -> Tensor:
     """The draw among candidates: ``int64[R]``."""
     rows, parts, kept = sorted_pieces.shape
     out = torch.empty(rows, device=sorted_pieces.device, dtype=torch.int64)
@@ -223,9 +270,12 @@ def sample_merged(sorted_pieces: Tensor, temperature: Tensor, top_k: Tensor, key
         temperature,
         top_k,
         keys,
+        given,
         out,
         parts,
         vocabulary,
+        keys.stride(0),
+        given.stride(0),
         kept=kept,
         num_warps=min(4, max(1, kept // 128)),
     )

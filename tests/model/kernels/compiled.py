@@ -20,7 +20,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from serve_app.model.kernels.check import cases
+from serve_app.model.kernels.cases import Sizes, cases
+from serve_app.model.kernels.plug import plugged
+
+SIZES = Sizes(rows=2, context=300, text_card=5000, hidden=2048)
+"""What kernels are specialised for is the 7B's; what they are told at a launch may be less."""
 
 _TYPES = {
     torch.float32: "fp32",
@@ -29,7 +33,26 @@ _TYPES = {
     torch.float8_e4m3fn: "fp8e4nv",
     torch.int32: "i32",
     torch.int64: "i64",
+    torch.bool: "i1",
+    torch.uint8: "u8",
 }
+
+
+def _described(value: Any, at: tuple[int, ...], constants: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+    """The type of an argument as the compiler names it; notes what it may take for granted."""
+    if isinstance(value, tuple):
+        return tuple(_described(part, (*at, index), constants, attributes) for index, part in enumerate(value))
+    if isinstance(value, torch.Tensor):
+        attributes[at] = [["tt.divisibility", 16]]
+        return "*" + _TYPES[value.dtype]
+    if isinstance(value, int):
+        if value == 1:
+            constants[at] = 1
+            return "constexpr"
+        if value % 16 == 0:
+            attributes[at] = [["tt.divisibility", 16]]
+        return "i32"
+    return "fp32"
 
 
 class Compiling:
@@ -43,22 +66,15 @@ class Compiling:
     def run(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {"num_warps": kwargs.pop("num_warps")}
         given = inspect.signature(kernel.fn).bind(*args, **kwargs).arguments
-        signature: dict[str, str] = {}
-        constants: dict[tuple[int], Any] = {}
-        attributes: dict[tuple[int], Any] = {}
+        signature: dict[str, Any] = {}
+        constants: dict[tuple[int, ...], Any] = {}
+        attributes: dict[tuple[int, ...], Any] = {}
         for place, (parameter, value) in enumerate(zip(kernel.params, given.values(), strict=True)):
-            kind, aligned = "constexpr", False
-            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            if parameter.is_constexpr:
+                signature[parameter.name] = "constexpr"
                 constants[(place,)] = value
-            elif isinstance(value, torch.Tensor):
-                kind, aligned = "*" + _TYPES[value.dtype], True
-            elif isinstance(value, int):
-                kind, aligned = "i32", value % 16 == 0
             else:
-                kind = "fp32"
-            signature[parameter.name] = kind
-            if aligned:
-                attributes[(place,)] = [["tt.divisibility", 16]]
+                signature[parameter.name] = _described(value, (place,), constants, attributes)
         made = triton.compile(ASTSource(kernel, signature, constants, attributes), self.target, options)
         self.made.append(
             {"case": self.case, "kernel": kernel.fn.__name__, "shared": made.metadata.shared}
@@ -92,9 +108,10 @@ def main(architecture: int) -> None:
         compiling.run(kernel, *args, **kwargs)
 
     JITFunction.run = run
-    for case in cases(torch.device("cpu"), rows=2, context=300, text_card=5000):
-        compiling.case = case.name
-        case.kernel()
+    with plugged("cpu"):
+        for case in cases(torch.device("cpu"), SIZES):
+            compiling.case = case.name
+            case.ours(case.cloned())
     print(json.dumps(compiling.made))
 
 

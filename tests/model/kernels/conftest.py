@@ -7,14 +7,15 @@ from typing import Final
 
 import pytest
 
+from serve_app.model.kernels.plug import MODULES
+
 INTERPRET: Final = "TRITON_INTERPRET"
-MODULES: Final = ("attention", "depth", "gate", "norm", "rope", "sample")
 
 INSTALLED: Final = importlib.util.find_spec("triton") is not None
 INTERPRETED: Final = os.environ.get(INTERPRET) == "1"  # since the first line of tests/conftest.py
 
 if INSTALLED and INTERPRETED:
-    for name in MODULES:
+    for name in sorted(set(MODULES.values())):
         importlib.import_module(f"serve_app.model.kernels.{name}")
 
 

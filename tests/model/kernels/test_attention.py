@@ -1,11 +1,16 @@
 """Paged decode attention against PyTorch, under the interpreter. What a row does not hold is NaN throughout."""
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from serve_app.model.kernels import ops, twins
+from serve_app.model import fused
+from serve_app.model.kernels.plug import kernel
+from serve_app.model.kernels.splits import MAX_SPLITS, split_count
+from serve_app.model.quantised_kv import LARGEST, quantise
 from serve_app.model.ring import KvRing, Window
 from serve_app.model.state import all_rows
 
@@ -30,6 +35,20 @@ def pool(
     return stores[0], stores[1], table, torch.tensor(lengths)
 
 
+def attend(query: Tensor, keys: Tensor, values: Tensor, *others: Any, splits: int) -> Tensor:
+    """The kernel, with so many programs a row."""
+    scales = others[3:] or (None, None)
+    made: Tensor = kernel("decode_attention")(query, keys, values, *others[:3], *scales, splits)
+    return made
+
+
+def expected(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, length: Tensor, *others: Any) -> Tensor:
+    """The PyTorch path, which multiplies what a row does not hold by 0; rows without keys give zeros."""
+    held = [store if store.dtype in LARGEST else store.nan_to_num() for store in (keys, values)]
+    made = fused.decode_attention(query, held[0], held[1], table, length, *others)
+    return torch.where((length == 0)[:, None, None], 0.0, made)
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=3),
@@ -45,16 +64,16 @@ def test_rows_in_pages_see_their_last_steps_whatever_the_shapes(
 ) -> None:
     keys, values, table, length = pool(lengths, capacity, page, kv_heads, head_dim)
     query = torch.randn(len(lengths), kv_heads * group, head_dim, generator=torch.Generator().manual_seed(1))
-    ours = ops.decode_attention(query, keys, values, table, length, capacity, splits=splits)
-    theirs = twins.decode_attention(query, keys, values, table, length, capacity)
+    ours = attend(query, keys, values, table, length, capacity, splits=splits)
+    theirs = expected(query, keys, values, table, length, capacity)
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
 def test_pages_that_do_not_divide_the_context_show_no_more_than_the_context() -> None:
     keys, values, table, length = pool([3005, 3000, 2990, 1], 3000, 64, 1, 8)
     query = torch.randn(4, 1, 8, generator=torch.Generator().manual_seed(1))
-    ours = ops.decode_attention(query, keys, values, table, length, 3000, splits=4)
-    theirs = twins.decode_attention(query, keys, values, table, length, 3000)
+    ours = attend(query, keys, values, table, length, 3000, splits=4)
+    theirs = expected(query, keys, values, table, length, 3000)
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
@@ -68,7 +87,7 @@ def test_a_ring_is_one_page_per_slot_and_gives_what_the_model_gives_past_the_wra
         model = ring.step(q, k, v, rows, Window.at(offset, 1, capacity, rows))
         offset += 1
         stores = ring.keys.contiguous(), ring.values.contiguous()  # as they lie on a GPU
-        ours = ops.decode_attention(q[:, :, 0], *stores, rows.slots[:, None], offset, capacity, splits=2)
+        ours = attend(q[:, :, 0], *stores, rows.slots[:, None], offset, capacity, splits=2)
         torch.testing.assert_close(ours, model[:, :, 0], atol=2e-6, rtol=1e-5)
 
 
@@ -77,15 +96,15 @@ def test_a_row_of_padding_reads_nothing_and_gives_zeros() -> None:
     table[0] = 1_000_000  # no such page
     query = torch.randn(2, 1, 4)
     for splits in (1, 2):
-        out = ops.decode_attention(query, keys, values, table, torch.tensor([0, 0]), 8, splits=splits)
+        out = attend(query, keys, values, table, torch.tensor([0, 0]), 8, splits=splits)
         assert torch.equal(out, torch.zeros(2, 1, 4))
 
 
 def test_a_row_has_the_same_bits_beside_any_neighbour() -> None:
     keys, values, table, length = pool([90, 13], 100, 16, 1, 8)
     query = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
-    both = ops.decode_attention(query, keys, values, table, length, 100, splits=2)
-    alone = ops.decode_attention(query[:1], keys, values, table[:1], length[:1], 100, splits=2)
+    both = attend(query, keys, values, table, length, 100, splits=2)
+    alone = attend(query[:1], keys, values, table[:1], length[:1], 100, splits=2)
     assert torch.equal(both[:1], alone)
 
 
@@ -93,12 +112,12 @@ def test_quantised_keys_and_values_count_with_their_own_scales() -> None:
     for store in (torch.int8, torch.float8_e4m3fn):
         for group in (1, 2):
             keys, values, table, length = pool([20, 5], 12, 5, 2, 8)
-            k, key_scale = twins.quantise(keys.nan_to_num() * torch.tensor([[100.0], [0.01]]), store)
-            v, value_scale = twins.quantise(values.nan_to_num() * torch.tensor([[0.01], [100.0]]), store)
+            k, key_scale = quantise(keys.nan_to_num() * torch.tensor([[100.0], [0.01]]), store)
+            v, value_scale = quantise(values.nan_to_num() * torch.tensor([[0.01], [100.0]]), store)
             query = torch.randn(2, 2 * group, 8, generator=torch.Generator().manual_seed(1))
             where = (table, length, 12, key_scale, value_scale)
-            ours = ops.decode_attention(query, k, v, *where, splits=2)
-            torch.testing.assert_close(ours, twins.decode_attention(query, k, v, *where), atol=1e-5, rtol=1e-4)
+            ours = attend(query, k, v, *where, splits=2)
+            torch.testing.assert_close(ours, expected(query, k, v, *where), atol=1e-5, rtol=1e-4)
 
 
 def test_bf16_is_within_its_own_rounding_of_fp32() -> None:
@@ -106,18 +125,16 @@ def test_bf16_is_within_its_own_rounding_of_fp32() -> None:
         keys, values, table, length = pool([90, 13], 100, 16, 1, 16)
         k, v = keys.bfloat16(), values.bfloat16()
         query = torch.randn(2, group, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
-        ours = ops.decode_attention(query, k, v, table, length, 100, splits=2)
-        exact = twins.decode_attention(query.float(), k.float(), v.float(), table, length, 100)
+        ours = attend(query, k, v, table, length, 100, splits=2)
+        exact = expected(query.float(), k.float(), v.float(), table, length, 100)
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.float(), exact, atol=2**-7, rtol=2**-7)
 
 
 @given(rows=st.integers(1, 128), heads=st.sampled_from([1, 4, 20, 32]), tokens=st.integers(1, 5000))
 def test_splits_are_a_power_of_two_and_never_smaller_than_they_pay(rows: int, heads: int, tokens: int) -> None:
-    from serve_app.model.kernels import attention
-
-    splits = attention.split_count(rows, heads, tokens)
+    splits = split_count(rows, heads, tokens)
     assert splits & (splits - 1) == 0
-    assert 1 <= splits <= attention.MAX_SPLITS
+    assert 1 <= splits <= MAX_SPLITS
     assert splits == 1 or tokens / splits >= 127
-    assert attention.split_count(rows + 1, heads, tokens) <= splits <= attention.split_count(rows, heads, tokens + 1)
+    assert split_count(rows + 1, heads, tokens) <= splits <= split_count(rows, heads, tokens + 1)

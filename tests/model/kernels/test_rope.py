@@ -6,11 +6,54 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from serve_app.model.kernels import ops, twins
+from serve_app.model import fused
+from serve_app.model.kernels.plug import kernel
 from serve_app.model.rope import Rotation
 
 PLACES = 5
+
+
+def rope_append(
+    qkv: Tensor,
+    rotation: Rotation | None,
+    keys: Tensor,
+    values: Tensor,
+    write: Tensor,
+    index: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    interleaved: bool,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """The kernel."""
+    cos, sin = (None, None) if rotation is None else (rotation.cos, rotation.sin)
+    shape = (heads, kv_heads, interleaved)
+    made: Tensor = kernel("rope_append")(qkv, cos, sin, keys, values, write, index, *shape, key_scale, value_scale)
+    return made
+
+
+def expected(
+    qkv: Tensor,
+    rotation: Rotation | None,
+    keys: Tensor,
+    values: Tensor,
+    write: Tensor,
+    index: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+) -> Tensor:
+    """The PyTorch path."""
+    cos, sin, interleaved = (
+        (None, None, True) if rotation is None else (rotation.cos, rotation.sin, rotation.interleaved)
+    )
+    where = (write.reshape(len(qkv), -1), index)
+    return fused.rope_append(qkv, cos, sin, keys, values, *where, heads, kv_heads, interleaved, key_scale, value_scale)
 
 
 @settings(max_examples=12, deadline=None)
@@ -46,10 +89,9 @@ def test_queries_turn_and_keys_and_values_land_where_they_belong(
     index = (offsets[:, None] + torch.arange(steps)) % PLACES
     shape = (rows * steps + 1, PLACES, kv_heads, head_dim)
     ours, theirs = [torch.full(shape, 7.0) for _ in range(2)], [torch.full(shape, 7.0) for _ in range(2)]
-    q = ops.rope_append(
+    q = rope_append(
         qkv,
-        None if rotation is None else rotation.cos,
-        None if rotation is None else rotation.sin,
+        rotation,
         ours[0],
         ours[1],
         write,
@@ -58,8 +100,8 @@ def test_queries_turn_and_keys_and_values_land_where_they_belong(
         kv_heads=kv_heads,
         interleaved=interleaved,
     )
-    expected = twins.rope_append(qkv, rotation, theirs[0], theirs[1], write, index, heads, kv_heads)
-    torch.testing.assert_close(q, expected, atol=1e-6, rtol=1e-6)
+    theirs_q = expected(qkv, rotation, theirs[0], theirs[1], write, index, heads, kv_heads)
+    torch.testing.assert_close(q, theirs_q, atol=1e-6, rtol=1e-6)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
 
@@ -73,10 +115,9 @@ def test_a_quantised_write_keeps_a_scale_per_token_and_head(store: torch.dtype) 
     write, index = torch.tensor([1, 0]), torch.tensor([[3], [0]])
     ours, theirs = [torch.zeros(3, 4, heads, head_dim).to(store) for _ in range(2)], []
     scales = [torch.zeros(3, 4, heads) for _ in range(4)]
-    ops.rope_append(
+    rope_append(
         qkv,
-        rotation.cos,
-        rotation.sin,
+        rotation,
         ours[0],
         ours[1],
         write,
@@ -88,7 +129,7 @@ def test_a_quantised_write_keeps_a_scale_per_token_and_head(store: torch.dtype) 
         value_scale=scales[1],
     )
     theirs = [torch.zeros(3, 4, heads, head_dim).to(store) for _ in range(2)]
-    twins.rope_append(qkv, rotation, theirs[0], theirs[1], write, index, heads, heads, scales[2], scales[3])
+    expected(qkv, rotation, theirs[0], theirs[1], write, index, heads, heads, scales[2], scales[3])
     step = 1.01 / 127 if store == torch.int8 else 2**-3  # of the greatest value: one step of the format
     for mine, other, my_scale, its_scale in zip(ours, theirs, scales[:2], scales[2:], strict=True):
         torch.testing.assert_close(my_scale, its_scale, atol=0, rtol=1e-6)
@@ -103,7 +144,7 @@ def test_a_store_in_bf16_takes_what_the_product_had_in_bf16() -> None:
     qkv = torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
     keys, values = torch.zeros(1, 2, 1, 4).bfloat16(), torch.zeros(1, 2, 1, 4).bfloat16()
     one = torch.tensor([[1]])
-    q = ops.rope_append(qkv, None, None, keys, values, one[0] - 1, one, heads=1, kv_heads=1, interleaved=False)
+    q = rope_append(qkv, None, keys, values, one[0] - 1, one, heads=1, kv_heads=1, interleaved=False)
     assert torch.equal(q.flatten(), qkv.flatten()[:4])
     assert torch.equal(keys[0, 1, 0], qkv.flatten()[4:8])
     assert torch.equal(values[0, 1, 0], qkv.flatten()[8:])
@@ -119,9 +160,8 @@ def test_a_vector_that_is_not_finite_has_a_scale_that_shows_it() -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter casts NaN to an integer and says so
-        ops.rope_append(
+        rope_append(
             qkv,
-            None,
             None,
             stores[0],
             stores[1],
