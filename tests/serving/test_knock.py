@@ -1,7 +1,9 @@
 """What a visitor presents, and what of it is looked at."""
 
 import pytest
+from starlette.datastructures import Headers, QueryParams
 
+from serve_app.errors import NotAllowed
 from serve_app.serving.knock import Knock
 
 KEY = "chorus_0123456789ab_" + "s" * 43
@@ -26,3 +28,24 @@ def test_a_ticket_is_kept_for_later_when_there_is_a_key() -> None:
 
 def test_it_prints_no_secret() -> None:
     assert "sss" not in repr(Knock(KEY, "sss", None))
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ([("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")], ""),
+        ([("kyutai-api-key", "other"), ("kyutai-api-key", KEY)], ""),
+        ([("authorization", f"Bearer {KEY}"), ("kyutai-api-key", "other")], ""),
+        ([("origin", "https://a.example"), ("origin", "https://evil.example")], "ticket=t"),
+        ([], "ticket=t&ticket=u"),
+        ([("kyutai-api-key", KEY)], "ticket=t&ticket=u"),
+    ],
+)
+def test_what_is_presented_twice_is_not_chosen_from(headers: list[tuple[str, str]], query: str) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    with pytest.raises(NotAllowed):
+        Knock.of(Headers(raw=raw), QueryParams(query))
+
+
+def test_a_password_of_a_proxy_hides_no_key() -> None:
+    assert Knock.of({"authorization": "Basic YTpi", "kyutai-api-key": KEY}, {}).key == KEY
