@@ -150,7 +150,8 @@ class AdmissionHost:
             return answer
         woken = self._waking.setdefault(request.session, asyncio.Event())
         try:
-            await asyncio.wait_for(woken.wait(), hold_s)
+            async with asyncio.timeout(hold_s):  # wait_for of Python 3.11 may swallow that the caller has gone
+                await woken.wait()
         except TimeoutError:
             pass
         finally:

@@ -211,7 +211,8 @@ class GatewayReplica:
             granted = await self._claim(session, caller)
         self._instruments.granted(time.monotonic() - began_s)
         try:
-            return await asyncio.wait_for(self._texts.pieces(granted.text_model), TEXT_S)
+            async with asyncio.timeout(TEXT_S):
+                return await self._texts.pieces(granted.text_model)
         except (LookupError, TimeoutError):
             raise EngineLost from None  # it comes up: its text model is on the way
 

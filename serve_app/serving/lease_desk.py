@@ -110,11 +110,13 @@ class LeaseDesk:
                 if left_s <= 0:
                     raise
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._freed.wait()
 
     async def _wait(self, key: Key, held: _Held) -> None:
         try:
-            await asyncio.wait_for(held.attached.wait(), self._attach_s)
+            async with asyncio.timeout(self._attach_s):
+                await held.attached.wait()
         except TimeoutError:
             logger.warning("nobody attached to slot=%d generation=%d in %g s", key.slot, key.generation, self._attach_s)
             return

@@ -278,8 +278,7 @@ class Alone:
 
     async def settled(self) -> None:
         """Let everything that is on its way arrive."""
-        for _ in range(200):
-            await asyncio.sleep(0)
+        await turns(100)
 
     @property
     def used(self) -> int:
@@ -291,6 +290,12 @@ class Alone:
         """Rows and places in the queue that the authority has given."""
         status = self.host.status()
         return sum(pool.used for pool in status), sum(pool.waiting for pool in status)
+
+
+async def turns(count: int) -> None:
+    """Let the loop turn so often."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def _is_last(message: Message) -> bool:
