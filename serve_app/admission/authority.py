@@ -94,6 +94,15 @@ class Authority:
         except ChorusError as error:
             return Refused(error)
 
+    def require_start(self, name: str) -> None:
+        """Let pass a tenant who might start a session now. Takes nothing: asked before a page is given a ticket.
+
+        Raises:
+            NotAllowed, TooManySessions, TooManyStarts, DaySpent: as `admit` would refuse it.
+        """
+        self._expire(self._clock())
+        self._quotas.require(self._tenants.require(name), self._register.sessions_of(name))
+
     def confirm(self, granted: Granted) -> bool:
         """The engine has opened the session. False: the grant had expired, so close it; its rows may be another's."""
         now_s = self._clock()

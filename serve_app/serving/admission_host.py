@@ -120,15 +120,20 @@ class AdmissionHost:
         """Whose key or ticket it is; a ticket is used up."""
         try:
             if knock.ticket is not None:
-                return self._gate.by_ticket(knock.ticket, knock.origin)
-            return self._gate.by_key(knock.key, knock.origin)
+                return self._gate.by_ticket(knock.ticket, knock.origin, home=knock.home)
+            return self._gate.by_key(knock.key, knock.origin, home=knock.home)
         except ChorusError as error:
             return error
 
     def ticket(self, knock: Knock) -> Ticket | ChorusError:
-        """Trade a key for a ticket."""
+        """Trade a key for a ticket. One that would open nothing is not given: browsers hide from a page why a
+        WebSocket was refused, and this answer they show.
+        """
         try:
-            return self._gate.ticket(knock.key, knock.origin)
+            tenant = self._gate.by_key(knock.key, knock.origin, home=knock.home)
+            if self._authority is not None:
+                self._authority.require_start(tenant.name)
+            return self._gate.ticket(knock.key, knock.origin, home=knock.home)
         except ChorusError as error:
             return error
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from fastapi import FastAPI, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
@@ -67,6 +68,7 @@ class GatewayReplica:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._name = secrets.token_hex(4)
         self._door = Door(access_key(), self._settings.origins)
+        self._homes = frozenset(origin.rstrip("/").lower() for origin in self._settings.origins)
         self._admission = AdmissionHandle(admission) if admission is not None else None
         self._callers: dict[SessionId, Caller] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -88,9 +90,18 @@ class GatewayReplica:
         app.add_api_route("/ready", self.ready, methods=["GET"])
         app.add_api_route("/info", self.info, methods=["GET"])
         if self._admission is not None and self._settings.tenants is not None:
-            pages = TenantPages(self._admission)
+            pages = TenantPages(self._admission, self._homes)
             app.add_api_route("/api/ticket", pages.ticket, methods=["POST"])
             app.add_api_route("/api/usage", pages.usage, methods=["GET"])
+        app.add_api_route("/api/ticket", self.wants_ticket, methods=["GET"])
+        if self._homes:  # a page of the operator's on another host: it may ask, and nobody else's
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=sorted(self._homes),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "kyutai-api-key"],
+                expose_headers=["retry-after"],
+            )
         app.add_api_websocket_route("/api/chat", self.chat)
         app.add_api_websocket_route("/{path:path}", self.nowhere)
         app.add_exception_handler(404, _no_such_path)
@@ -102,6 +113,10 @@ class GatewayReplica:
     async def health(self) -> dict[str, str]:
         """This process answers."""
         return {"status": "ok"}
+
+    async def wants_ticket(self) -> dict[str, bool]:
+        """Whether a page needs a ticket to open a conversation here."""
+        return {"wanted": self._settings.tenants is not None}
 
     async def ready(self) -> JSONResponse:
         """Whether a conversation can start now, and why not."""
@@ -133,7 +148,7 @@ class GatewayReplica:
                 session = Session(self._leases.call, self._links, spec)
                 caller = self._caller(spec, socket)
                 if caller is not None:
-                    await caller.open(Knock.of(socket.headers, socket.query_params))
+                    await caller.open(self._knock(socket))
                 waits = caller is not None and caller.waits
                 pieces = None if waits else await self._lease(session, spec.rows, caller)
             except ChorusError as error:
@@ -161,10 +176,13 @@ class GatewayReplica:
             return parse_chat_query(socket.query_params, self._roster.offer()).spec
         except ChorusError:
             if self._settings.tenants is not None and self._admission is not None:
-                found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+                found = await self._admission.identify(self._knock(socket))
                 if isinstance(found, ChorusError):
                     raise found from None
             raise
+
+    def _knock(self, socket: WebSocket) -> Knock:
+        return Knock.of(socket.headers, socket.query_params, self._homes)
 
     def _caller(self, spec: SessionSpec, socket: WebSocket) -> Caller | None:
         """One who asks the authority; None where there is none. Raises EngineLost while nobody knows what runs here."""

@@ -105,6 +105,8 @@ class EchoServer:
             return None if self.refusal is None else _response(self.refusal)
         if path == "/ready":
             return _response(self.refusal or Refusal(200, '{"ready": true}', {}))
+        if path == "/api/ticket":
+            return _response(Refusal(200, '{"wanted": false}', {}))
         if path == "/info":
             return _response(Refusal(200, json.dumps({"model": self.model, "slots_used": 1, "slots_free": 15}), {}))
         return self._file("index.html" if path == "/" else path.lstrip("/"))

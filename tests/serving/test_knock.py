@@ -49,3 +49,23 @@ def test_what_is_presented_twice_is_not_chosen_from(headers: list[tuple[str, str
 
 def test_a_password_of_a_proxy_hides_no_key() -> None:
     assert Knock.of({"authorization": "Basic YTpi", "kyutai-api-key": KEY}, {}).key == KEY
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "home"),
+    [
+        ("http://localhost:8998", "localhost:8998", True),
+        ("https://127.0.0.1:8998", "127.0.0.1:8998", True),
+        ("https://voice.example", "127.0.0.1:8998", True),
+        ("http://localhost:8998", "localhost:9999", False),
+        ("http://localhost", "localhost:8998", False),
+        ("http://evil.example", "evil.example", False),
+        ("https://voice.example.evil", "voice.example", False),
+        ("http://voice.example", "localhost:8998", False),
+        ("null", "", False),
+        ("http://[", "[", False),
+    ],
+)
+def test_home_is_what_the_operator_named_and_the_own_page_on_loopback(origin: str, host: str, home: bool) -> None:
+    knock = Knock.of({"origin": origin, "host": host}, {}, {"https://voice.example"})
+    assert (knock.origin, knock.home) == (origin, home)
