@@ -146,7 +146,7 @@ class Authority:
         engine.deadlines.report(view.ticks, view.overruns)
         self._register.reconcile(engine, view.sessions, now_s)
         takes = view.healthy and not view.draining and engine.deadlines.kept
-        engine.pool.placement.put(view.engine, view.rows, open_=takes)
+        engine.pool.placement.put(view.engine, view.rows, open_=takes, slots=view.slots)
         engine.pool.measured()
         for pool in self._register.pools.values():  # a session that moved may have left another model's
             self._pump(pool, now_s)
