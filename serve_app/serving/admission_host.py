@@ -28,6 +28,8 @@ from serve_app.units import SessionId
 
 SETTLE_S: Final = 7.0
 """A successor's patience: a grant of its predecessor lives 5 s, a report and the question for it take a second each."""
+SETTLING: Final = 1_000
+"""Callers that may wait for a successor to settle, where there is no queue: none is refused for rows that are free."""
 UNBOUNDED: Final = 1_000_000
 EVERYONE: Final = Tenant(
     name="everyone",
@@ -102,7 +104,7 @@ class AdmissionHost:
         settle_s = SETTLE_S if await self._engines.succeed() else 0.0
         authority = Authority(
             self._tenants,
-            rules=Rules(queue_limit=self._queue, settle_s=settle_s),
+            rules=Rules(queue_limit=self._queue, settling_limit=SETTLING, settle_s=settle_s),
             clock=self._clock,
             wall=self._wall,
             charged=self._charged,
