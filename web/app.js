@@ -1,8 +1,9 @@
 // The page: one button, two voices, a transcript.
 
 import { Conversation } from "./conversation.js";
-import { info } from "./server.js";
-import { serverWords } from "./words.js";
+import { forgetKey, keepKey, keptKey, objection, ticket } from "./key.js";
+import { info, wantsTicket } from "./server.js";
+import { queueWords, serverWords } from "./words.js";
 
 const INFO_EVERY_MS = 10_000;
 const FIGURES_EVERY_MS = 250;
@@ -26,6 +27,7 @@ const form = at("settings");
 const wishes = new URLSearchParams(location.hash.slice(1));
 const key = wishes.get("key");
 let conversation = null;
+const ticketed = wantsTicket(); // once: a server does not change its mind while a page is open
 
 // For tests and the curious: what the current conversation has counted.
 export const current = () => conversation;
@@ -35,22 +37,52 @@ at("toggle").addEventListener("click", () => {
   else start();
 });
 
-function start() {
+at("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  keepKey(at("key").value.trim());
+  at("key").value = "";
+  start();
+});
+
+at("forget").addEventListener("click", () => {
+  forgetKey();
+  showKey();
+});
+
+// Asks for a key where one is wanted and none is kept. Whether there is one now, or none is needed.
+async function showKey() {
+  const wanted = await ticketed;
+  at("key-form").hidden = !wanted || keptKey() !== "";
+  at("forget").hidden = !wanted || keptKey() === "";
+  return at("key-form").hidden;
+}
+
+async function start() {
   if (!form.reportValidity()) {
     form.closest("details").open = true;
     form.reportValidity();
     return;
   }
+  if (!(await showKey())) {
+    at("key").focus();
+    return;
+  }
+  if (conversation && !conversation.ended) return; // pressed twice
+  const wanted = await ticketed;
   at("text").textContent = "";
   at("alert").hidden = true;
   at("loss").textContent = "";
-  const { parameters, settingsChanged } = settings();
+  const { parameters, settingsChanged } = settings(wanted);
   conversation = new Conversation({
     parameters, settingsChanged, onState: show, onText: write,
+    ticket: wanted ? ticket : null,
+    objection: wanted ? objection : null,
+    onWait: (queue) => (at("status").textContent = queueWords(queue)),
     onNotice: (message) => alertWith(message, ""),
     onLoss: (words) => (at("loss").textContent = words),
     onEnd: (trouble) => {
       if (trouble) alertWith(trouble.title, trouble.advice);
+      showKey();
       refreshInfo();
     },
   });
@@ -59,7 +91,7 @@ function start() {
 }
 
 // What the form asks for, in the web client's spelling; seeds are left out where the server is to choose.
-function settings() {
+function settings(wanted) {
   const values = new FormData(form);
   const parameters = {};
   let settingsChanged = false;
@@ -67,7 +99,7 @@ function settings() {
     if (name !== "seed") parameters[name] = value;
     settingsChanged ||= value !== form.elements[name].defaultValue;
   }
-  if (key) parameters.auth_id = key;
+  if (key && !wanted) parameters.auth_id = key;
   if (wishes.has("latency")) parameters.latency = 1;
   if (values.get("seed")) parameters.text_seed = parameters.audio_seed = values.get("seed");
   return { parameters, settingsChanged };
@@ -141,6 +173,7 @@ function freeSeats({ slots_used: used, slots_free: free }) {
   return Number.isInteger(used) && Number.isInteger(free) ? { free, all: used + free } : null;
 }
 
+showKey();
 refreshInfo();
 setInterval(refreshInfo, INFO_EVERY_MS);
 setInterval(drawFigures, FIGURES_EVERY_MS);

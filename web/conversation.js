@@ -4,7 +4,7 @@ import { PAGES_PER_FRAME, PAGE_MS, openMicrophone } from "./microphone.js";
 import { RoundTrips } from "./round-trip.js";
 import { chatAddress, ready } from "./server.js";
 import { openSpeaker } from "./speaker.js";
-import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, lossWords, microphoneTrouble, refusalTrouble } from "./words.js";
+import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, lossWords, microphoneTrouble, refusalTrouble, termWords } from "./words.js";
 import { audioMessage, parse } from "./wire.js";
 
 const HANDSHAKE_TIMEOUT_MS = 20_000;
@@ -12,10 +12,11 @@ const SILENCE_TIMEOUT_MS = 10_000; // the server sends sound every 80 ms; this l
 const SECOND_LOOK_MS = 1_500;
 const MAX_WAITING_MS = 1_000; // sound that may wait for the network; older than that it is no conversation
 
-// Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onLoss(string), onEnd(Trouble | null), once.
+// Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onLoss(string), onWait(queue), onEnd(Trouble | null), once.
+// `ticket` gives what opens one conversation, `objection` says why none may start; null where the server wants no ticket.
 export class Conversation {
-  constructor({ parameters, settingsChanged, onState, onText, onNotice, onLoss, onEnd }) {
-    Object.assign(this, { parameters, settingsChanged, onState, onText, onNotice, onLoss, onEnd });
+  constructor({ parameters, settingsChanged, ticket, objection, onState, onText, onNotice, onLoss, onWait, onEnd }) {
+    Object.assign(this, { parameters, settingsChanged, ticket, objection, onState, onText, onNotice, onLoss, onWait, onEnd });
     this.roundTrips = new RoundTrips();
     this.pagesSent = 0;
     this.bytesSent = 0;
@@ -41,7 +42,7 @@ export class Conversation {
       if (this.ended) return speaker.close();
       this.speaker = speaker;
       await resumed;
-      if (!this.ended) this.connect();
+      if (!this.ended) await this.connect();
     } catch (error) {
       this.end(error instanceof Trouble ? error : new Trouble("The browser could not start the sound.", error.message));
     }
@@ -56,8 +57,10 @@ export class Conversation {
     return { you: level(this.live && this.microphone?.analyser), it: level(this.live && this.speaker?.analyser) };
   }
 
-  connect() {
-    this.socket = new WebSocket(chatAddress(this.parameters));
+  async connect() {
+    const admission = this.ticket ? { ticket: await this.ticket() } : {};
+    if (this.ended) return;
+    this.socket = new WebSocket(chatAddress({ ...this.parameters, ...admission }));
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = ({ data }) => this.receive(parse(data));
     this.socket.onclose = (event) => this.closed(event);
@@ -86,9 +89,16 @@ export class Conversation {
       case "metadata":
         if (event.value?.type === "dropped") this.lose(event.value.frames);
         if (event.value?.type === "latency") this.serverMs = event.value.ms;
+        if (event.value?.queue) this.wait(event.value.queue);
+        if (event.value?.session) this.onNotice(termWords(event.value.session));
         break;
       default: // nothing that a person needs to read
     }
+  }
+
+  wait(queue) {
+    this.expect(HANDSHAKE_TIMEOUT_MS);
+    this.onWait(queue);
   }
 
   goLive() {
@@ -131,6 +141,8 @@ export class Conversation {
 
   // A gateway's view of the slots may be a second old: where it sees no obstacle, it is asked once more.
   async obstacle() {
+    const objection = this.objection ? await this.objection() : null;
+    if (objection) return objection;
     const answer = await ready();
     if (answer?.status !== 200) return answer;
     await new Promise((resolve) => setTimeout(resolve, SECOND_LOOK_MS));

@@ -29,7 +29,17 @@ export function microphoneTrouble(error) {
 export const MICROPHONE_LOST = new Trouble("The microphone is gone.", "Connect it again, then start again.");
 export const SILENT_SERVER = new Trouble("The server does not answer.", "It may be busy or stopped. Try again in a moment.");
 
+const WHY_REFUSED = {
+  not_allowed: ["This key opens nothing here.", "It is mistyped, has expired or was revoked. Enter another."],
+  forbidden: ["This key may not be used like this.", ""],
+};
+
 const WHY_NOT_READY = {
+  queue_full: ["The server is full, and so is its queue.", "Every seat is taken, and too many wait already."],
+  too_many_sessions: ["Your key has no conversation left.", "As many are open with it as it allows."],
+  too_many_starts: ["Too many conversations in a short time.", "Your key allows only so many a minute."],
+  day_spent: ["Today's time is used up.", "Your key has only so much a day."],
+  too_many_tickets: ["Too many conversations were asked for and not begun.", "Your key allows only so many."],
   full: ["The server is full.", "Every seat is taken by another conversation."],
   draining: ["The server is about to restart.", "It finishes its conversations and takes no new ones."],
   engine_lost: ["The model is not running right now.", "It is starting, or restarting."],
@@ -40,8 +50,12 @@ export function refusalTrouble(answer, settingsChanged) {
   if (answer === null) return new Trouble("The server cannot be reached.", "It is stopped, or the network is down.");
   if (answer.status === 503 || answer.status === 429) {
     const [title, detail] = WHY_NOT_READY[answer.reason] ?? ["The server takes no new conversation now.", answer.message];
-    const again = answer.retryAfterS ? ` Try again in ${answer.retryAfterS} seconds.` : " Try again in a moment.";
+    const again = answer.retryAfterS ? ` Try again in ${duration(answer.retryAfterS)}.` : " Try again in a moment.";
     return new Trouble(title, detail + again);
+  }
+  if (answer.reason in WHY_REFUSED) {
+    const [title, detail] = WHY_REFUSED[answer.reason];
+    return new Trouble(title, detail || answer.message);
   }
   if (settingsChanged) return new Trouble("The server refused the settings.", "Press Defaults under Settings, then start again.");
   return new Trouble("The server did not take the conversation.", "Someone may have been faster: try again. If this server asks for a key, put #key=… at the end of the page's address.");
@@ -50,6 +64,10 @@ export function refusalTrouble(answer, settingsChanged) {
 // `said` is the last error message of the server's, a sentence for people.
 export function closeTrouble(code, reason, said) {
   const detail = said || reason;
+  if (reason === "session_limit") return new Trouble("This conversation has lasted as long as it may.", "Start another.");
+  if (code === 1013 && reason in WHY_NOT_READY && reason !== "full") {
+    return new Trouble(WHY_NOT_READY[reason][0], join(detail, "Try again later."));
+  }
   switch (code) {
     case 1000:
     case 1005:
@@ -69,6 +87,23 @@ export function closeTrouble(code, reason, said) {
     default:
       return new Trouble("The connection to the server broke.", join(detail, "Start again."));
   }
+}
+
+// `queue` as the server tells it: {place, eta_s}, the time null while nothing is known.
+export function queueWords({ place, eta_s: etaS }) {
+  const ahead = place === 1 ? "You are next" : `You are number ${place} in the queue`;
+  const wait = Number.isFinite(etaS) && etaS > 0 ? `, in about ${duration(etaS)}` : "";
+  return `Every seat is taken. ${ahead}${wait}.`;
+}
+
+export function termWords({ ends_in_s: endsInS }) {
+  return `This conversation ends in ${duration(endsInS)}.`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.ceil(seconds)} seconds`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} minutes`;
+  return `${Math.round(seconds / 3600)} hours`;
 }
 
 const LOSSES = [

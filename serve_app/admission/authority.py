@@ -73,7 +73,6 @@ class Authority:
         self._timers: list[tuple[float, int, Entry]] = []
         self._serial = itertools.count()
         self._settled_s = clock() + rules.settle_s
-        self._settled = rules.settle_s <= 0
 
     # --- gateways -----------------------------------------------------------------------------------------------------
 
@@ -94,12 +93,21 @@ class Authority:
         except ChorusError as error:
             return Refused(error)
 
+    def require_start(self, name: str) -> None:
+        """Let pass a tenant who might start a session now. Takes nothing: asked before a page is given a ticket.
+
+        Raises:
+            NotAllowed, TooManySessions, TooManyStarts, DaySpent: as `admit` would refuse it.
+        """
+        self._expire(self._clock())
+        self._quotas.require(self._tenants.require(name), self._register.sessions_of(name))
+
     def confirm(self, granted: Granted) -> bool:
         """The engine has opened the session. False: the grant had expired, so close it; its rows may be another's."""
         now_s = self._clock()
         self._expire(now_s)
         entry = self._register.entries.get(granted.request.session)
-        if entry is None and not self._settled:
+        if entry is None and not self._register.settled:
             entry = self._register.adopt(
                 granted.request, self._register.engine(granted.engine, granted.request.model, now_s), now_s
             )
@@ -137,7 +145,7 @@ class Authority:
         engine.deadlines.report(view.ticks, view.overruns)
         self._register.reconcile(engine, view.sessions, now_s)
         takes = view.healthy and not view.draining and engine.deadlines.kept
-        engine.pool.placement.put(view.engine, view.rows, open_=takes)
+        engine.pool.placement.put(view.engine, view.rows, open_=takes, slots=view.slots)
         engine.pool.measured()
         for pool in self._register.pools.values():  # a session that moved may have left another model's
             self._pump(pool, now_s)
@@ -200,7 +208,7 @@ class Authority:
             raise ParameterRefused("rows", request.rows, f"must be between 1 and {pool.largest or MAX_ROWS}")
         self._quotas.require(tenant, self._register.sessions_of(tenant.name))
         entry = Entry(request, pool, State.WAITING, now_s)
-        name = pool.placement.take(request.rows) if self._settled and not len(pool.queue) else None
+        name = pool.placement.take(request.rows) if self._register.settled and not len(pool.queue) else None
         if name is None:
             self._enqueue(entry, tenant, now_s)
         self._quotas.started(tenant)
@@ -242,7 +250,7 @@ class Authority:
         One who needs two rows and finds them on no engine holds up those behind it, so that it is not passed for ever;
         rows idle meanwhile, a few in a large fleet.
         """
-        while self._settled and (waiter := pool.queue.head()) is not None:
+        while self._register.settled and (waiter := pool.queue.head()) is not None:
             entry = self._register.entries[waiter.session]
             tenant = self._tenants.get(waiter.tenant)
             refusal = self._too_late(waiter, tenant, pool)
@@ -303,12 +311,19 @@ class Authority:
         if due_s < math.inf:
             heapq.heappush(self._timers, (due_s, next(self._serial), entry))
 
+    def _settle(self, now_s: float) -> None:
+        """A predecessor's grants are over: let in who fits, and tell those who came meanwhile and may not wait."""
+        self._register.settled = True
+        for pool in self._register.pools.values():
+            self._pump(pool, now_s)
+            for waiter in pool.queue.limit(self._rules.queue_limit):
+                full = QueueFull(len(pool.queue), pool.eta_s(1) or RETRY_S)
+                self._push_out(self._register.entries[waiter.session], full)
+
     def _expire(self, now_s: float) -> None:
         """Give back what nobody came for. A timer only says when to look: the entry knows whether it is time."""
-        if not self._settled and now_s >= self._settled_s:
-            self._settled = True
-            for pool in self._register.pools.values():
-                self._pump(pool, now_s)
+        if not self._register.settled and now_s >= self._settled_s:
+            self._settle(now_s)
         while self._timers and self._timers[0][0] <= now_s:
             _, _, entry = heapq.heappop(self._timers)
             match entry.state:

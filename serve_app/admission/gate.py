@@ -26,28 +26,29 @@ class Gate:
         """Take what was read anew. Tickets stay, but those of a key that is gone open nothing."""
         self._tenants, self._keys = tenants, keys
 
-    def by_key(self, presented: str, origin: str | None = None) -> Tenant:
-        """Who presents this key, in a header.
+    def by_key(self, presented: str, origin: str | None = None, *, home: bool = False) -> Tenant:
+        """Who presents this key, in a header. A page at home is the operator's, and welcome for every tenant.
 
         Raises:
             NotAllowed: the key opens nothing, or its tenant is gone.
             Forbidden: a page of another origin.
         """
         tenant = self._tenants.require(self._keys.verify(presented).tenant)
-        tenant.permit_origin(origin)
+        if not home:
+            tenant.permit_origin(origin)
         return tenant
 
-    def ticket(self, presented: str, origin: str | None = None) -> Ticket:
+    def ticket(self, presented: str, origin: str | None = None, *, home: bool = False) -> Ticket:
         """Trade a key for a ticket.
 
         Raises:
             NotAllowed, Forbidden: as `by_key`.
             TooManyTickets: of this tenant are unused.
         """
-        self.by_key(presented, origin)
+        self.by_key(presented, origin, home=home)
         return self._tickets.issue(self._keys.verify(presented), origin)
 
-    def by_ticket(self, presented: str, origin: str | None = None) -> Tenant:
+    def by_ticket(self, presented: str, origin: str | None = None, *, home: bool = False) -> Tenant:
         """Who presents this ticket, in a URL. It is used up.
 
         Raises:
@@ -58,5 +59,6 @@ class Gate:
         if not self._keys.alive(holder.key):
             raise NotAllowed("missing or wrong ticket")
         tenant = self._tenants.require(holder.tenant)
-        tenant.permit_origin(origin)
+        if not home:
+            tenant.permit_origin(origin)
         return tenant

@@ -1,4 +1,4 @@
-"""Which engine: rows of the engines of one model, lent and taken back.
+"""Which engine: rows and slots of the engines of one model, lent and taken back. A session takes a slot and its rows.
 
 Engines stand in bins by their free rows, and one integer has a bit for each bin that is not empty, so that finding the
 tightest fit among a thousand engines is a shift and a bit count.
@@ -23,10 +23,17 @@ class Policy(enum.Enum):
 @dataclasses.dataclass(slots=True)
 class _Engine:
     rows: int
+    slots: int
     open: bool
     used: int = 0
+    sessions: int = 0
     bin: int = 0
     """Where it stands; 0: nowhere, because it takes nobody."""
+
+    @property
+    def free(self) -> int:
+        """Rows that the next session may have; 0 where there is no slot for one."""
+        return max(self.rows - self.used, 0) if self.open and self.sessions < self.slots else 0
 
 
 class Placement:
@@ -56,16 +63,20 @@ class Placement:
         """Rows lent of one engine."""
         return self._engines[name].used
 
-    def put(self, name: EngineName, rows: int, *, open_: bool) -> None:
-        """Add an engine, or tell what changed: more or fewer rows, taking new sessions or not."""
+    def put(self, name: EngineName, rows: int, *, open_: bool, slots: int | None = None) -> None:
+        """Add an engine, or tell what changed: more or fewer rows or slots, taking new sessions or not.
+
+        Without a word about slots there is one for each row.
+        """
+        seats = rows if slots is None else slots
         engine = self._engines.get(name)
         if engine is None:
-            engine = self._engines[name] = _Engine(rows, open_)
-        elif (engine.rows, engine.open) == (rows, open_):
+            engine = self._engines[name] = _Engine(rows, seats, open_)
+        elif (engine.rows, engine.slots, engine.open) == (rows, seats, open_):
             return
         else:
             self._count(engine, -1)
-            engine.rows, engine.open = rows, open_
+            engine.rows, engine.slots, engine.open = rows, seats, open_
         self._count(engine, 1)
         self._file(name, engine)
 
@@ -78,7 +89,7 @@ class Placement:
         self._file(name, engine)
 
     def take(self, rows: int) -> EngineName | None:
-        """Lend rows of the engine that the policy prefers; None where no open engine has so many free."""
+        """Lend a slot and rows of the engine that the policy prefers; None where no open engine has them free."""
         fitting = self._filled >> rows
         if not fitting:
             return None
@@ -89,17 +100,19 @@ class Placement:
         return name
 
     def hold(self, name: EngineName, rows: int) -> None:
-        """Lend rows of this engine, even if it has none: that is what was found there."""
+        """Lend a slot and rows of this engine, even if it has none: that is what was found there."""
         engine = self._engines[name]
         engine.used += rows
+        engine.sessions += 1
         self.used += rows
         self._file(name, engine)
 
     def give(self, name: EngineName, rows: int) -> None:
-        """Take rows back."""
+        """Take rows back, and the slot with them; a session that gives its rows in parts gives its slot first."""
         engine = self._engines[name]
         assert engine.used >= rows, f"{name} gets {rows} rows back and lent {engine.used}"
         engine.used -= rows
+        engine.sessions = max(engine.sessions - 1, 0)
         self.used -= rows
         self._file(name, engine)
 
@@ -109,7 +122,7 @@ class Placement:
             self.open_engines += sign
 
     def _file(self, name: EngineName, engine: _Engine) -> None:
-        old, new = engine.bin, max(engine.rows - engine.used, 0) if engine.open else 0
+        old, new = engine.bin, engine.free
         if old == new:
             return
         if old:

@@ -66,10 +66,11 @@ class EngineRecord:
 class Pool:
     """Keeps placement and queue of one model in step with each other."""
 
-    def __init__(self, model: str, rules: Rules) -> None:
+    def __init__(self, model: str, rules: Rules, *, settled: bool = True) -> None:
         self.model = model
         self.placement = Placement(rules.policy)
-        self.queue = FairQueue(rules.queue_limit, rules.patience_s)
+        limit = rules.queue_limit if settled else max(rules.queue_limit, rules.settling_limit)
+        self.queue = FairQueue(limit, rules.patience_s)
         self.engines: dict[EngineName, EngineRecord] = {}
         self.largest = 0
         self._mean_session_s = rules.mean_session_s

@@ -94,6 +94,16 @@ class FairQueue:
             self._file(line)
         return pushed
 
+    def limit(self, callers: int) -> list[Waiter]:
+        """Let so many wait from now on. Returns who has left: each was the last of the longest line for its weight."""
+        self._limit = callers
+        pushed = []
+        while self._length > callers:
+            line = max(self._waiting.values(), key=lambda one: len(one.waiters) / one.weight)
+            pushed.append(next(reversed(line.waiters.values())))
+            self.leave(pushed[-1])
+        return pushed
+
     def leave(self, waiter: Waiter) -> None:
         """Take a caller out: gone, or about to be let in."""
         line = self._lines[waiter.tenant]

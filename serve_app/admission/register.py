@@ -26,9 +26,11 @@ class Register:
 
     def __init__(self, models: Collection[str], rules: Rules, book: DayBook, charged: Charged) -> None:
         self._rules = rules
+        self.settled = rules.settle_s <= 0
+        """Whether the authority grants: until then more may wait."""
         self._book = book
         self._charged = charged
-        self.pools = {model: Pool(model, rules) for model in models}
+        self.pools = {model: Pool(model, rules, settled=self.settled) for model in models}
         self.engines: dict[EngineName, EngineRecord] = {}
         self.entries: dict[SessionId, Entry] = {}
         self._sessions: dict[str, int] = {}  # by tenant, those that wait included
@@ -80,7 +82,7 @@ class Register:
         if engine is None:
             pool = self.pools.get(model)
             if pool is None:
-                pool = self.pools[model] = Pool(model, self._rules)
+                pool = self.pools[model] = Pool(model, self._rules, settled=self.settled)
             engine = EngineRecord(name, pool, Deadlines(self._rules.deadlines), now_s)
             self.engines[name] = pool.engines[name] = engine
             pool.placement.put(name, 0, open_=False)

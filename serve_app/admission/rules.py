@@ -19,6 +19,8 @@ class Rules:
         unlisted_s: a confirmed session that its engine has not listed after this was never opened.
         left_s: how long a report may still list a session that has left.
         silent_s: an engine that has not reported for so long is gone.
+        settling_limit: callers that may wait until then, where more than `queue_limit`: who comes at that moment is not
+            refused for a room that may be free.
         settle_s: how long a new authority grants nothing: longer than its predecessor's grants live and engines take to
             report. 0 where there was no predecessor.
         patience_s: as `FairQueue`.
@@ -34,6 +36,7 @@ class Rules:
     unlisted_s: float = 10.0
     left_s: float = 5.0
     silent_s: float = 10.0
+    settling_limit: int = 0
     settle_s: float = 0.0
     patience_s: float = 900.0
     mean_session_s: float = 300.0

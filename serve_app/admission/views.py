@@ -26,6 +26,7 @@ class EngineView:
 
     Attributes:
         rows: of its batch.
+        slots: sessions at a time, of however many rows; None where rows are the only bound.
         sessions: everyone who holds rows.
         draining: takes no new sessions and finishes the old.
         healthy: as it judges itself.
@@ -40,6 +41,7 @@ class EngineView:
     healthy: bool = True
     ticks: int = 0
     overruns: int = 0
+    slots: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The client's side of a conversation: a session for programs, and WAV files for the command line."""
 
-from serve_app.client.events import Audio, Error, Event, Metadata, Text
+from serve_app.client.events import Audio, Error, Event, Metadata, Place, Text
 from serve_app.client.failures import (
     AudioFileError,
     NotAllowed,
@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "Metadata",
     "NotAllowed",
+    "Place",
     "RequestRefused",
     "RoundTrips",
     "ServerFull",

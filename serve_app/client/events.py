@@ -36,4 +36,32 @@ class Error:
     message: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where this session stands in the server's queue, before it is live.
+
+    Attributes:
+        place: how many are let in until it is, itself included.
+        eta_s: when that may be; None while nobody knows.
+    """
+
+    place: int
+    eta_s: float | None
+
+    def __str__(self) -> str:
+        when = "" if self.eta_s is None else f", about {self.eta_s:.0f} s"
+        return f"every slot is taken; place {self.place} in the queue{when}"
+
+
+def place_in(value: object) -> Place | None:
+    """The place that a message of metadata tells; None where it tells something else."""
+    told = value.get("queue") if isinstance(value, dict) else None
+    if not isinstance(told, dict):
+        return None
+    place, eta_s = told.get("place"), told.get("eta_s")
+    if not isinstance(place, int) or not isinstance(eta_s, int | float | None):
+        return None
+    return Place(place, None if eta_s is None else float(eta_s))
+
+
 Event = Audio | Text | Metadata | Error

@@ -1,6 +1,9 @@
 """What a person sees while a file is talked through."""
 
+import sys
 from typing import Final, TextIO
+
+from serve_app.client.events import Place
 
 WIDTH: Final = 100
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -10,11 +13,13 @@ class Progress:
     """Shows transcript and progress as they come.
 
     On a terminal: one line that is redrawn, with the end of the transcript, and the whole of it at the end. Elsewhere
-    the transcript alone, piece by piece, so that it can be piped.
+    the transcript alone, piece by piece, so that it can be piped; words about the queue go aside.
     """
 
-    def __init__(self, out: TextIO, *, redraw: bool) -> None:
+    def __init__(self, out: TextIO, *, redraw: bool, aside: TextIO | None = None) -> None:
         self._out = out
+        self._aside = aside if aside is not None else sys.stderr
+        self._place = 0
         self._redraw = redraw
         self._text = ""
 
@@ -29,6 +34,16 @@ class Progress:
         """The server said this about the session."""
         if self._redraw:
             self._out.write(f"\r\x1b[K{message}\n")
+
+    def waiting(self, place: Place) -> None:
+        """The server has no room yet: its queue, redrawn on a terminal, elsewhere one line on stderr a place."""
+        if self._redraw:
+            self._out.write(f"\r\x1b[K{place}")
+            self._out.flush()
+        elif place.place != self._place:
+            self._aside.write(f"{place}\n")
+            self._aside.flush()
+        self._place = place.place
 
     def frame(self, at_s: float, of_s: float, spoken: float, heard: float, round_trip_s: float | None) -> None:
         """A frame was sent; levels are root mean squares in [0, 1]."""

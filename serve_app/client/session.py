@@ -18,7 +18,7 @@ from serve_app.audio.frames import FrameBuffer
 from serve_app.audio.opus import OpusReceiver, OpusSender
 from serve_app.budget import Budget
 from serve_app.client.address import chat_url
-from serve_app.client.events import PCM, Audio, Error, Event, Metadata, Text
+from serve_app.client.events import PCM, Audio, Error, Event, Metadata, Place, Text, place_in
 from serve_app.client.failures import (
     NotAllowed,
     RequestRefused,
@@ -37,6 +37,7 @@ from serve_app.wire.messages import MAX_MESSAGE_BYTES
 OPEN_TIMEOUT_S: Final = 20.0
 """Until the handshake byte: a slot is primed before it comes."""
 CLOSE_TIMEOUT_S: Final = 2.0
+TRY_AGAIN_CODE: Final = 1013
 MAX_BURST_S: Final = 60.0
 """Sound that may come at once, after a stall of this side; servers are trusted with more than clients."""
 
@@ -77,6 +78,7 @@ class Session:
         sampling: Sampling | None = None,
         key: str | None = None,
         open_timeout_s: float = OPEN_TIMEOUT_S,
+        waiting: Callable[[Place], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> AsyncIterator[Self]:
         """Open a session; it is live, its slot primed, when the block begins, and closed when the block ends.
@@ -85,7 +87,8 @@ class Session:
             url: address of the server; the path of the chat may be left out.
             sampling: None for the server's defaults.
             key: credential for servers that ask for one, sent as a bearer token.
-            open_timeout_s: for connecting and priming together.
+            open_timeout_s: for connecting and priming together; begins anew with every word about the queue.
+            waiting: told the place in the queue, about once a second, while the server has no room.
 
         Raises:
             ServerFull: no room, with the reason and when to try again.
@@ -96,13 +99,17 @@ class Session:
             ParameterRefused: ``url`` is not an address.
         """
         address = chat_url(url, sampling)
-        deadline_s = asyncio.get_running_loop().time() + open_timeout_s
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + open_timeout_s
         connection = await _connect(address, key, open_timeout_s)
         try:
             session = cls(connection, address, clock)
             try:
-                async with asyncio.timeout_at(deadline_s):
-                    await session._await_handshake()
+                async with asyncio.timeout_at(deadline_s) as limit:
+                    async for place in session._await_handshake():
+                        limit.reschedule(loop.time() + open_timeout_s)
+                        if waiting is not None:
+                            waiting(place)
             except TimeoutError:
                 raise ServerUnreachable(address, f"no handshake within {open_timeout_s:g} s") from None
             yield session
@@ -153,12 +160,18 @@ class Session:
         except ConnectionClosed as closed:
             raise _gone(closed, self._said) from closed
 
-    async def _await_handshake(self) -> None:
+    async def _await_handshake(self) -> AsyncIterator[Place]:
+        """Take what comes before the session is live; what it says about the queue is told and not kept."""
         while self._protocol.state is ChatState.WAITING:
             try:
                 self._take(await self._connection.recv())
             except ConnectionClosed as closed:
-                raise _gone(closed, self._said) from closed
+                raise _refused_or_gone(closed, self._said) from closed
+            for event in list(self._ready):
+                place = place_in(event.value) if isinstance(event, Metadata) else None
+                if place is not None:
+                    self._ready.remove(event)
+                    yield place
 
     def _take(self, message: bytes | str) -> None:
         """Message to events, in order, into ``_ready``.
@@ -243,6 +256,14 @@ def _seconds(value: str | None) -> float | None:
         return None if value is None else max(0.0, float(value))
     except ValueError:
         return None  # a date is allowed there; not worth a parser
+
+
+def _refused_or_gone(closed: ConnectionClosed, said: str) -> ChorusError:
+    """Why it ended before it was live: in the queue a refusal is a close code."""
+    received = closed.rcvd
+    if received is not None and received.code == TRY_AGAIN_CODE:
+        return ServerFull(received.reason or "full", said)
+    return _gone(closed, said)
 
 
 def _gone(closed: ConnectionClosed, said: str) -> ServerGone:

@@ -18,6 +18,7 @@ from serve_app.client.progress import Progress
 from serve_app.client.round_trip import percentile
 from serve_app.client.session import Session
 from serve_app.client.wav import check_writable, read_wav, write_wav
+from serve_app.config import KEY_VARIABLE, access_key
 from serve_app.errors import ChorusError
 from serve_app.spec import Sampling
 from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
@@ -87,7 +88,7 @@ async def talk(
     pcm = read_wav(spoken)
     check_writable(answered)
     conversation = Conversation()
-    async with Session.open(url, sampling=sampling, key=key, clock=clock) as session:
+    async with Session.open(url, sampling=sampling, key=key, waiting=progress.waiting, clock=clock) as session:
         try:
             await _converse(session, _frames(pcm, tail_s), conversation, progress, clock, sleep)
         finally:
@@ -183,11 +184,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="serve_app talk", description="Speak a WAV file; record what is answered.")
+    parser = argparse.ArgumentParser(
+        prog="serve_app talk",
+        description="Speak a WAV file; record what is answered.",
+        allow_abbrev=False,  # --key is no --key-file
+    )
     parser.add_argument("spoken", type=Path, metavar="IN.wav", help="what to say: integer samples, any rate")
     parser.add_argument("answered", type=Path, metavar="OUT.wav", help="where the answer goes: 24 kHz mono")
     parser.add_argument("--url", default=DEFAULT_URL, help="address of the server (default: %(default)s)")
-    parser.add_argument("--key-file", type=Path, help="file that holds the key, for servers that ask for one")
+    parser.add_argument(
+        "--key-file", type=Path, help=f"file that holds the key, for servers that ask for one (default: {KEY_VARIABLE})"
+    )
     parser.add_argument("--latency", action="store_true", help="ask the server where the time goes")
     parser.add_argument(
         "--tail", type=float, default=TAIL_S, metavar="S", help="silence after the file (%(default)s s)"
@@ -214,8 +221,9 @@ def _sampling(options: argparse.Namespace) -> Sampling | None:
 
 
 def _key(path: Path | None) -> str | None:
+    """From a file, else from the environment: never an argument, which every user of the machine may read."""
     if path is None:
-        return None
+        return access_key()
     try:
         return path.read_text().strip()
     except OSError as failed:

@@ -28,6 +28,8 @@ from serve_app.units import SessionId
 
 SETTLE_S: Final = 7.0
 """A successor's patience: a grant of its predecessor lives 5 s, a report and the question for it take a second each."""
+SETTLING: Final = 1_000
+"""Callers that may wait for a successor to settle, where there is no queue: none is refused for rows that are free."""
 UNBOUNDED: Final = 1_000_000
 EVERYONE: Final = Tenant(
     name="everyone",
@@ -102,7 +104,7 @@ class AdmissionHost:
         settle_s = SETTLE_S if await self._engines.succeed() else 0.0
         authority = Authority(
             self._tenants,
-            rules=Rules(queue_limit=self._queue, settle_s=settle_s),
+            rules=Rules(queue_limit=self._queue, settling_limit=SETTLING, settle_s=settle_s),
             clock=self._clock,
             wall=self._wall,
             charged=self._charged,
@@ -120,15 +122,20 @@ class AdmissionHost:
         """Whose key or ticket it is; a ticket is used up."""
         try:
             if knock.ticket is not None:
-                return self._gate.by_ticket(knock.ticket, knock.origin)
-            return self._gate.by_key(knock.key, knock.origin)
+                return self._gate.by_ticket(knock.ticket, knock.origin, home=knock.home)
+            return self._gate.by_key(knock.key, knock.origin, home=knock.home)
         except ChorusError as error:
             return error
 
     def ticket(self, knock: Knock) -> Ticket | ChorusError:
-        """Trade a key for a ticket."""
+        """Trade a key for a ticket. One that would open nothing is not given: browsers hide from a page why a
+        WebSocket was refused, and this answer they show.
+        """
         try:
-            return self._gate.ticket(knock.key, knock.origin)
+            tenant = self._gate.by_key(knock.key, knock.origin, home=knock.home)
+            if self._authority is not None:
+                self._authority.require_start(tenant.name)
+            return self._gate.ticket(knock.key, knock.origin, home=knock.home)
         except ChorusError as error:
             return error
 
@@ -150,7 +157,8 @@ class AdmissionHost:
             return answer
         woken = self._waking.setdefault(request.session, asyncio.Event())
         try:
-            await asyncio.wait_for(woken.wait(), hold_s)
+            async with asyncio.timeout(hold_s):  # wait_for of Python 3.11 may swallow that the caller has gone
+                await woken.wait()
         except TimeoutError:
             pass
         finally:

@@ -16,7 +16,7 @@ from serve_app.admission.tenants import Tenants
 from serve_app.config import TenancySettings, located_file
 from serve_app.errors import ConfigError
 
-Look = tuple[tuple[int, int, int] | None, ...]
+Look = tuple[tuple[int, ...] | None, ...]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Books:
         with contextlib.suppress(ConfigError):  # said by the file
             self.tenants_file.reload()
         try:
+            if look[1] is None and any(self.ring):  # before the first key there is no file; after it that is a mistake
+                raise ConfigError(str(self.paths[1]), "is gone")
             self.ring = self.keys_file.ring()
         except ConfigError as error:
             logger.error("the keys of before stay: %s", error)
@@ -63,9 +65,10 @@ def _look(paths: tuple[Path, ...]) -> Look:
     return tuple(_stamp(path) for path in paths)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file; the time of its last change of any kind, so that a new mode is seen too."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

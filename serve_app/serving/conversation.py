@@ -203,7 +203,8 @@ class Conversation:
         if granted.past is not None and granted.past.caller is not None and self._house.host is not None:
             self.caller = Caller.back(self._house.host, granted.past, time.monotonic)
         try:
-            return await asyncio.wait_for(self._house.texts.pieces(granted.text_model), TEXT_S)
+            async with asyncio.timeout(TEXT_S):
+                return await self._house.texts.pieces(granted.text_model)
         except (LookupError, TimeoutError):
             raise EngineLost from None  # it comes up: its text model is on the way
 

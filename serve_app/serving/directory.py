@@ -196,4 +196,5 @@ def _view(card: EngineCard, sessions: tuple[LiveSession, ...]) -> EngineView:
         healthy=card.healthy,
         ticks=card.counters.get("ticks", 0),
         overruns=card.counters.get("overruns", 0),
+        slots=card.slots,
     )

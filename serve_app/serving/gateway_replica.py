@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from fastapi import FastAPI, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
@@ -59,6 +60,7 @@ class GatewayReplica:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._name = secrets.token_hex(4)
         self._door = Door(access_key(), self._settings.origins)
+        self._homes = frozenset(origin.rstrip("/").lower() for origin in self._settings.origins)
         self._admission = AdmissionHandle(admission) if admission is not None else None
         self._here: set[Conversation] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -86,12 +88,21 @@ class GatewayReplica:
         app.add_api_route("/ready", self.ready, methods=["GET"])
         app.add_api_route("/info", self.info, methods=["GET"])
         if self._admission is not None and self._settings.tenants is not None:
-            pages = TenantPages(self._admission)
+            pages = TenantPages(self._admission, self._homes)
             app.add_api_route("/api/ticket", pages.ticket, methods=["POST"])
             app.add_api_route("/api/usage", pages.usage, methods=["GET"])
         key = operator_key()
         if key is not None:
             app.add_api_route("/debug/ticks", OperatorPages(key, self._directory.ticks).ticks, methods=["GET"])
+        app.add_api_route("/api/ticket", self.wants_ticket, methods=["GET"])
+        if self._homes:  # a page of the operator's on another host: it may ask, and nobody else's
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=sorted(self._homes),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "kyutai-api-key"],
+                expose_headers=["retry-after"],
+            )
         app.add_api_websocket_route("/api/chat", self.chat)
         app.add_api_websocket_route("/api/chat/{model}", self.chat)
         app.add_api_websocket_route("/{path:path}", self.nowhere)
@@ -104,6 +115,10 @@ class GatewayReplica:
     async def health(self) -> dict[str, str]:
         """This process answers."""
         return {"status": "ok"}
+
+    async def wants_ticket(self) -> dict[str, bool]:
+        """Whether a page needs a ticket to open a conversation here."""
+        return {"wanted": self._settings.tenants is not None}
 
     async def ready(self) -> JSONResponse:
         """Whether a conversation can start now, with any model, and why not with each."""
@@ -138,7 +153,7 @@ class GatewayReplica:
                     caller = self._caller(model, asked, socket)
                 conversation = Conversation(self._house, model, asked, caller, opening, comeback)
                 self._here.add(conversation)
-                await conversation.begin(Knock.of(socket.headers, socket.query_params))
+                await conversation.begin(self._knock(socket))
             except ChorusError as error:
                 opening.end(error.reason)
                 self._note_refusal(error.reason)
@@ -170,7 +185,7 @@ class GatewayReplica:
         except ChorusError as error:
             if self._settings.tenants is None or self._admission is None:
                 raise
-            found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+            found = await self._admission.identify(self._knock(socket))
             raise discreet(error, found, asked) from None
 
     async def _comeback(self, query: ChatQuery, socket: WebSocket) -> Keeping | Returning | None:
@@ -181,11 +196,14 @@ class GatewayReplica:
             return Keeping(self._settings.resume_s, asked) if keeps else None
         tenant = None
         if self._settings.tenants is not None and self._admission is not None:
-            found = await self._admission.identify(Knock.of(socket.headers, socket.query_params))
+            found = await self._admission.identify(self._knock(socket))
             if isinstance(found, ChorusError):
                 raise found
             tenant = found.name
         return Returning(Token.read(query.resume), tenant, asked)
+
+    def _knock(self, socket: WebSocket) -> Knock:
+        return Knock.of(socket.headers, socket.query_params, self._homes)
 
     def _caller(self, model: ServedModel, asked: ChatQuery, socket: WebSocket) -> Caller | None:
         """One who asks the authority; None where there is none."""

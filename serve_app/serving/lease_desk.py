@@ -181,7 +181,8 @@ class LeaseDesk:
                 if left_s <= 0:
                     raise
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._freed.wait()
 
     def _grant(self, held: _Held, past: Past | None) -> Granted:
         """What proves the lease, and a token that nobody has used."""
@@ -195,7 +196,8 @@ class LeaseDesk:
 
     async def _wait(self, held: _Held, call: _Call) -> None:
         try:
-            await asyncio.wait_for(call.attached.wait(), self._attach_s)
+            async with asyncio.timeout(self._attach_s):
+                await call.attached.wait()
         except TimeoutError:
             logger.warning(
                 "nobody attached slot=%(slot)d generation=%(generation)d waited_s=%(waited_s)g",

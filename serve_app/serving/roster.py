@@ -155,7 +155,8 @@ class Roster:
         """Ask for ever, once a heartbeat."""
         while True:
             try:
-                await asyncio.wait_for(self.refresh(), EXCHANGE_S)
+                async with asyncio.timeout(EXCHANGE_S):
+                    await self.refresh()
             except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while an application comes or goes
                 logger.debug("the directory does not answer: %r", error)
             await asyncio.sleep(HEARTBEAT_S)

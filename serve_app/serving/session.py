@@ -89,7 +89,10 @@ class Session:
         # A fresh context: Ray would end a call made inside a request together with that request.
         self._holder = asyncio.create_task(self._hold(granted), context=contextvars.Context())
         try:
-            self._granted = await asyncio.wait_for(granted, wait_s)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the grant, and the
+            # session of somebody who has gone would go on for ever.
+            async with asyncio.timeout(wait_s):
+                self._granted = await granted
         except TimeoutError:
             await self.close()
             raise EngineFull(0) from None

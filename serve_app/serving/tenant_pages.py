@@ -3,6 +3,7 @@
 import csv
 import datetime
 import io
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from fastapi import Response
@@ -35,15 +36,21 @@ class Desk(Protocol):
 
 
 class TenantPages:
-    """Two routes; each wants a tenant's key in a header. A ticket opens neither."""
+    """Two routes; each wants a tenant's key in a header. A ticket opens neither.
 
-    def __init__(self, desk: Desk) -> None:
+    Args:
+        desk: whom to ask.
+        homes: origins of the operator's pages.
+    """
+
+    def __init__(self, desk: Desk, homes: Collection[str] = ()) -> None:
         self._desk = desk
+        self._homes = homes
 
     async def ticket(self, request: Request) -> Response:
         """``POST /api/ticket``: a ticket for one session, for a page that opens ``/api/chat?ticket=...``."""
         try:
-            ticket = await self._desk.ticket(Knock.of(request.headers, {}))
+            ticket = await self._desk.ticket(Knock.of(request.headers, {}, self._homes))
         except ChorusError as error:
             return refusal(error)
         if isinstance(ticket, ChorusError):
@@ -57,7 +64,7 @@ class TenantPages:
             form = request.query_params.get("format", "json")
             if form not in ("json", "csv"):
                 raise ParameterRefused("format", form, "must be json or csv")
-            rows = await self._desk.usage(Knock.of(request.headers, {}), first, last)
+            rows = await self._desk.usage(Knock.of(request.headers, {}, self._homes), first, last)
         except ChorusError as error:
             return refusal(error)
         if isinstance(rows, ChorusError):

@@ -37,6 +37,49 @@ def test_each_session_goes_where_a_look_at_every_engine_would_send_it(
     assert placement.used == sum(rows) - sum(free.values())
 
 
+@given(
+    policy=st.sampled_from(Policy),
+    seats=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 6)), min_size=1, max_size=5),
+    moves=st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(0, 63)), max_size=50),
+)
+def test_no_engine_lends_more_slots_or_rows_than_it_has_and_none_is_idle_while_it_fits(
+    policy: Policy, seats: list[tuple[int, int]], moves: list[tuple[bool, int, int]]
+) -> None:
+    placement = Placement(policy)
+    free = {EngineName(f"e{number}"): [rows, slots] for number, (rows, slots) in enumerate(seats)}
+    for name, (rows, slots) in free.items():
+        placement.put(name, rows, open_=True, slots=slots)
+    lent: list[tuple[EngineName, int]] = []
+    for take, count, which in moves:
+        if take:
+            fitting = [rows for rows, slots in free.values() if rows >= count and slots > 0]
+            name_ = placement.take(count)
+            assert (name_ is None) == (not fitting)
+            if name_ is not None:
+                assert free[name_][0] == (min(fitting) if policy is Policy.TIGHTEST else max(fitting))
+                lent.append((name_, count))
+                free[name_] = [free[name_][0] - count, free[name_][1] - 1]
+        elif lent:
+            name, rows = lent.pop(which % len(lent))
+            placement.give(name, rows)
+            free[name] = [free[name][0] + rows, free[name][1] + 1]
+    assert all(rows >= 0 and slots >= 0 for rows, slots in free.values())
+    assert placement.used == sum(rows for _, rows in lent)
+
+
+def test_a_slot_that_comes_back_opens_its_engine_again_and_fewer_slots_close_it() -> None:
+    placement, name = Placement(), EngineName("e")
+    placement.put(name, 4, open_=True, slots=1)
+    assert placement.take(2) == name
+    assert placement.take(1) is None
+    placement.put(name, 4, open_=True, slots=2)
+    assert placement.take(1) == name
+    placement.give(name, 2)
+    assert placement.take(3) == name
+    placement.put(name, 8, open_=True, slots=2)
+    assert placement.take(1) is None
+
+
 def test_a_closed_engine_gets_nobody_and_keeps_whom_it_has() -> None:
     placement = fleet(Policy.TIGHTEST, 4)
     name = placement.take(1)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from serve_app.admission.answers import AdmissionRequest, Granted, Refused, Wait
 from serve_app.admission.rules import Rules
 from serve_app.admission.tenants import Tenant, Tenants
+from serve_app.errors import QueueFull
 from tests.admission.world import World
 
 CONFIRM_S, SETTLE_S, QUOTA = 4, 6.0, 3
@@ -54,3 +55,41 @@ def test_no_row_is_lent_twice_when_the_authority_changes(
         sessions = [one for engine in world.engines.values() for one in engine.sessions.values()]
         assert all(sum(one.tenant == name for one in sessions) <= QUOTA for name in "abc")
     assert not waiting or world.used == 5
+
+
+def test_without_a_queue_who_comes_while_a_successor_settles_waits_and_is_let_in_or_told() -> None:
+    rules = Rules(confirm_s=CONFIRM_S, queue_limit=0, settling_limit=10)
+    world = World(2, tenants=TENANTS, rules=rules)
+    world.start("a")
+    world.succeed(SETTLE_S)
+    requests = [world.request("b"), world.request("c")]
+    world.report()
+    assert all(isinstance(world.authority.admit(request), Wait) for request in requests)
+    for _ in range(int(SETTLE_S)):
+        world.pass_time(1)
+        answers = [world.authority.admit(request) for request in requests]
+    assert sorted(type(answer).__name__ for answer in answers) == ["Granted", "Refused"]
+    refused = next(answer for answer in answers if isinstance(answer, Refused))
+    assert isinstance(refused.error, QueueFull)
+    assert isinstance(world.ask("a"), Refused), "settled, nobody waits where there is no queue"
+    assert world.waiting == 0
+
+
+@given(callers=st.lists(st.sampled_from("abc"), max_size=12), rows=st.integers(1, 4), limit=st.integers(0, 3))
+def test_a_successor_that_has_settled_keeps_no_more_than_the_queue_holds(
+    callers: list[str], rows: int, limit: int
+) -> None:
+    world = World(rows, tenants=TENANTS, rules=Rules(confirm_s=CONFIRM_S, queue_limit=limit, settling_limit=50))
+    world.succeed(SETTLE_S)
+    world.report()
+    requests = [world.request(tenant) for tenant in callers]
+    first = [world.authority.admit(request) for request in requests]
+    kept = [request for request, answer in zip(requests, first, strict=True) if isinstance(answer, Wait)]
+    for _ in range(int(SETTLE_S)):
+        world.pass_time(1)
+        answers = [world.authority.admit(request) for request in kept]
+    if kept:
+        told = [type(answer) for answer in answers]
+        assert told.count(Granted) == min(rows, len(kept))
+        assert told.count(Wait) == min(limit, len(kept) - told.count(Granted))
+    assert world.waiting <= limit

@@ -3,12 +3,13 @@
 Real protocol, real Opus, no model: what a client or the page needs to be tested before and beside the real gateway.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import mimetypes
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Self
@@ -46,6 +47,9 @@ class EchoServer:
     Attributes:
         delay_frames: steps that give no audio, as a model's delay does.
         refusal: answered to whoever wants to talk, and by /ready.
+        queue: said about the queue before anything else.
+        queue_pause_s: before each word of it.
+        turned_away: reason with which it ends while it waits.
         shakes: whether the handshake is sent.
         end_after_frames: then ``said`` is sent and the connection closed with ``end_code``.
         silent: hears, and answers nothing.
@@ -59,6 +63,9 @@ class EchoServer:
 
     delay_frames: int = 0
     refusal: Refusal | None = None
+    queue: Sequence[Mapping[str, object]] = ()
+    queue_pause_s: float = 0.0
+    turned_away: str = ""
     shakes: bool = True
     silent: bool = False
     mixes: bool = False
@@ -107,6 +114,8 @@ class EchoServer:
             return None if self.refusal is None else _response(self.refusal)
         if path == "/ready":
             return _response(self.refusal or Refusal(200, '{"ready": true}', {}))
+        if path == "/api/ticket":
+            return _response(Refusal(200, '{"wanted": false}', {}))
         if path == "/info":
             return _response(Refusal(200, json.dumps({"model": self.model, "slots_used": 1, "slots_free": 15}), {}))
         return self._file("index.html" if path == "/" else path.lstrip("/"))
@@ -132,6 +141,12 @@ class EchoServer:
         chat = ChatServer(time.monotonic)
         receiver, sender = OpusReceiver(audio_budget(), time.monotonic), OpusSender()
         step = 0
+        for told in self.queue:
+            await asyncio.sleep(self.queue_pause_s)
+            await connection.send(chat.metadata({"queue": told}))
+        if self.turned_away:
+            await connection.close(1013, self.turned_away)
+            return
         if self.shakes:
             await connection.send(chat.handshake())
         if self.drops is not None:

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.client.events import Place, place_in
 from serve_app.client.failures import AudioFileError, ServerFull, ServerGone
 from serve_app.client.progress import Progress
+from serve_app.client.session import Session
 from serve_app.client.talk import Conversation, main, talk
 from serve_app.client.wav import read_wav, write_wav
+from serve_app.config import KEY_VARIABLE
 from serve_app.spec import Sampling
 from serve_app.units import FRAME_S, FRAME_SAMPLES
 from tests.client.echo import EchoServer, Refusal
@@ -142,3 +145,87 @@ def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_the_command_refuses_sampling_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), "--text-temperature", "nan"]) == 1
     assert "text_temperature" in capsys.readouterr().err
+
+
+QUEUE = ({"place": 2, "eta_s": None}, {"place": 2, "eta_s": 41}, {"place": 1, "eta_s": 7.5})
+
+
+@in_loop
+async def test_who_waits_hears_its_place_and_then_talks(tmp_path: Path) -> None:
+    out, aside = io.StringIO(), io.StringIO()
+    write_wav(tmp_path / "in.wav", np.ones(3 * FRAME_SAMPLES, np.float32) * 0.1)
+    async with EchoServer(queue=QUEUE).running() as server:
+        time = FastTime()
+        conversation = await talk(
+            tmp_path / "in.wav",
+            tmp_path / "out.wav",
+            url=server.url,
+            tail_s=0.0,
+            progress=Progress(out, redraw=False, aside=aside),
+            clock=time.clock,
+            sleep=time.sleep,
+        )
+    assert conversation.spoken_frames == 3
+    assert aside.getvalue().splitlines() == [
+        "every slot is taken; place 2 in the queue",
+        "every slot is taken; place 1 in the queue, about 8 s",
+    ]
+    assert "queue" not in out.getvalue()
+
+
+def test_a_terminal_sees_its_place_redrawn() -> None:
+    out = io.StringIO()
+    progress = Progress(out, redraw=True)
+    progress.waiting(Place(2, 41.0))
+    progress.waiting(Place(1, None))
+    assert out.getvalue().split("\r\x1b[K")[1:] == [
+        "every slot is taken; place 2 in the queue, about 41 s",
+        "every slot is taken; place 1 in the queue",
+    ]
+
+
+@in_loop
+async def test_waiting_longer_than_opening_may_take_is_no_fault_while_the_server_speaks() -> None:
+    places: list[Place] = []
+    async with (
+        EchoServer(queue=QUEUE, queue_pause_s=0.4).running() as server,
+        Session.open(server.url, open_timeout_s=1.0, waiting=places.append),
+    ):
+        assert [place.place for place in places] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {"type": "dropped"}, {"queue": 1}, {"queue": {"place": "2"}}, {"queue": {"place": 1, "eta_s": "x"}}],
+)
+def test_other_metadata_is_no_place(value: object) -> None:
+    assert place_in(value) is None
+
+
+@in_loop
+async def test_a_refusal_in_the_queue_is_a_full_server() -> None:
+    async with EchoServer(queue=QUEUE, shakes=False, turned_away="queue_full").running() as server:
+        with pytest.raises(ServerFull) as caught:
+            async with Session.open(server.url):
+                pass
+    assert caught.value.why == "queue_full"
+
+
+def test_a_key_comes_from_a_file_or_the_environment_and_never_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    async def listen(spoken: Path, answered: Path, *, key: str | None, **options: object) -> Conversation:
+        asked.append(key)
+        return Conversation()
+
+    monkeypatch.setattr("serve_app.client.talk.talk", listen)
+    monkeypatch.setenv(KEY_VARIABLE, "chorus_from_the_environment")
+    (tmp_path / "key").write_text("chorus_from_a_file\n")
+    files = [str(tmp_path / "in.wav"), str(tmp_path / "out.wav")]
+    assert main(files) == 0
+    assert main([*files, "--key-file", str(tmp_path / "key")]) == 0
+    assert asked == ["chorus_from_the_environment", "chorus_from_a_file"]
+    with pytest.raises(SystemExit):
+        main([*files, "--key", "chorus_on_the_command_line"])

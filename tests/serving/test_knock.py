@@ -1,7 +1,9 @@
 """What a visitor presents, and what of it is looked at."""
 
 import pytest
+from starlette.datastructures import Headers, QueryParams
 
+from serve_app.errors import NotAllowed
 from serve_app.serving.knock import Knock
 
 KEY = "chorus_0123456789ab_" + "s" * 43
@@ -26,3 +28,44 @@ def test_a_ticket_is_kept_for_later_when_there_is_a_key() -> None:
 
 def test_it_prints_no_secret() -> None:
     assert "sss" not in repr(Knock(KEY, "sss", None))
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ([("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")], ""),
+        ([("kyutai-api-key", "other"), ("kyutai-api-key", KEY)], ""),
+        ([("authorization", f"Bearer {KEY}"), ("kyutai-api-key", "other")], ""),
+        ([("origin", "https://a.example"), ("origin", "https://evil.example")], "ticket=t"),
+        ([], "ticket=t&ticket=u"),
+        ([("kyutai-api-key", KEY)], "ticket=t&ticket=u"),
+    ],
+)
+def test_what_is_presented_twice_is_not_chosen_from(headers: list[tuple[str, str]], query: str) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    with pytest.raises(NotAllowed):
+        Knock.of(Headers(raw=raw), QueryParams(query))
+
+
+def test_a_password_of_a_proxy_hides_no_key() -> None:
+    assert Knock.of({"authorization": "Basic YTpi", "kyutai-api-key": KEY}, {}).key == KEY
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "home"),
+    [
+        ("http://localhost:8998", "localhost:8998", True),
+        ("https://127.0.0.1:8998", "127.0.0.1:8998", True),
+        ("https://voice.example", "127.0.0.1:8998", True),
+        ("http://localhost:8998", "localhost:9999", False),
+        ("http://localhost", "localhost:8998", False),
+        ("http://evil.example", "evil.example", False),
+        ("https://voice.example.evil", "voice.example", False),
+        ("http://voice.example", "localhost:8998", False),
+        ("null", "", False),
+        ("http://[", "[", False),
+    ],
+)
+def test_home_is_what_the_operator_named_and_the_own_page_on_loopback(origin: str, host: str, home: bool) -> None:
+    knock = Knock.of({"origin": origin, "host": host}, {}, {"https://voice.example"})
+    assert (knock.origin, knock.home) == (origin, home)
