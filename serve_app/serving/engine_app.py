@@ -4,6 +4,7 @@ The directory is the root because an application's root cannot have a router of 
 it answers questions about engines without taking their slots.
 """
 
+import asyncio
 import time
 from typing import Any, Final, cast
 
@@ -17,6 +18,7 @@ from serve_app.serving.directory import Directory, EngineCard, Orders
 from serve_app.serving.engine_replica import EngineReplica
 from serve_app.serving.placed_router import PlacedRouter
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
+from serve_app.serving.timers import ENGINE_GRACE_S
 
 UNBOUNDED_REQUESTS: Final = 10_000
 """Far above what is ever asked: over its limit Ray lets callers hang, and we refuse by ourselves."""
@@ -24,6 +26,8 @@ REFUSALS_AT_ONCE: Final = 8
 """Calls above the slots, so that a full engine says so itself and at once: a router that queues cannot be told from a
 slow one, and sixteen visitors of one moment were refused beside free slots after 100 ms."""
 SHUTDOWN_S: Final = 5.0
+SETTLE_S: Final = 2.0
+"""A directory that is asked sooner than every engine has reported would say that there are none."""
 HEALTH_PERIOD_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 5.0
 
@@ -33,6 +37,7 @@ class EngineDirectory:
 
     def __init__(self, engines: object) -> None:
         self._directory = Directory(time.monotonic)
+        self._began_s = time.monotonic()
 
     async def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
         """An engine leaves its card, and who holds its slots."""
@@ -40,6 +45,7 @@ class EngineDirectory:
 
     async def views(self) -> list[EngineView]:
         """The authority asks for the same, with sessions."""
+        await self._settle()
         return self._directory.views()
 
     async def succeed(self) -> bool:
@@ -48,6 +54,7 @@ class EngineDirectory:
 
     async def engines(self) -> list[EngineCard]:
         """The cards of those that live."""
+        await self._settle()
         return self._directory.engines()
 
     async def offer_text_model(self, digest: str, content: bytes) -> None:
@@ -62,6 +69,9 @@ class EngineDirectory:
         """Everything goes down: tell the engines to end their sessions."""
         self._directory.close()
 
+    async def _settle(self) -> None:
+        await asyncio.sleep(max(0.0, self._began_s + SETTLE_S - time.monotonic()))
+
 
 def build(args: dict[str, Any]) -> Application:
     """Build the application from its args (`EngineSettings`). Raises ConfigError."""
@@ -74,7 +84,9 @@ def build(args: dict[str, Any]) -> Application:
         request_router_config=RequestRouterConfig(request_router_class=cast(Any, PlacedRouter)),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        # Ray waits so long for its ongoing requests, which leases are; then it kills.
+        graceful_shutdown_timeout_s=settings.drain_s + ENGINE_GRACE_S,
+        max_surge_percent=settings.surge,
     )(EngineReplica)
     directory = serve.deployment(
         name=DIRECTORY_DEPLOYMENT,
@@ -82,5 +94,6 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=SHUTDOWN_S,
+        max_surge_percent=100,  # gateways and engines ask it every second
     )(EngineDirectory)
     return directory.bind(engine.bind(settings.model_dump()))

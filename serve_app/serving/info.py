@@ -12,7 +12,9 @@ from serve_app.units import FRAME_RATE_HZ, RAW_AUDIO_KBPS
 PACKAGES: Final = ("chorus-serve", "ray", "fastapi")
 
 
-def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: str) -> dict[str, Any]:
+def describe(
+    engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: str, complaints: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything that a person who runs this wants to see at one glance; bit rates are per conversation.
 
     With several gateways each answers for itself: its own numbers are under its name, the bit rates of Opus too.
@@ -36,6 +38,7 @@ def describe(engines: Sequence[EngineCard], meter: Meter, proxy: str, gateway: s
             "process_bytes": resident_bytes(),
         },
         "engines": [_engine(card) for card in engines],
+        "complaints": sorted({*complaints, *(complaint for card in engines for complaint in card.complaints)}),
     }
 
 
@@ -72,6 +75,7 @@ def _engine(card: EngineCard) -> dict[str, Any]:
         "rows": card.rows,
         "rows_used": card.rows_used,
         "draining": card.draining,
+        "leaves_in_s": None if card.leaves_in_s is None else round(card.leaves_in_s),
         "healthy": card.healthy,
         "state_bytes_per_slot": card.state_bytes_per_slot,
         "process_bytes": card.process_bytes,

@@ -55,6 +55,7 @@ class Roster:
         self._warmed = False
         self._engines: Sequence[EngineCard] = ()
         self._told_s = float("-inf")
+        self._ends_s: dict[str, float] = {}
 
     @property
     def engines(self) -> Sequence[EngineCard]:
@@ -87,13 +88,24 @@ class Roster:
         """What sessions may ask for here; None while nobody knows. All engines of a deployment offer the same."""
         return next((card.offer for card in self._engines), None)
 
+    def leaves_in_s(self, address: str | None) -> float | None:
+        """How long the engine at ``host:port`` still stays; None where it stays, or nobody said."""
+        ends_s = self._ends_s.get(address) if address is not None else None
+        return None if ends_s is None else max(0.0, ends_s - self._clock())
+
     async def refresh(self) -> None:
         """Ask once. Raises whatever the directory's client raises."""
         engines = await self._directory.engines()
         if engines and not self._warmed:
             await self._warm(engines)
             self._warmed = True
-        self._engines, self._told_s = tuple(engines), self._clock()
+        # Those that stay first: what they offer is what a visitor will get.
+        self._engines, self._told_s = tuple(sorted(engines, key=lambda card: card.draining)), self._clock()
+        for card in engines:
+            if card.leaves_in_s is not None:
+                self._ends_s[card.address] = self._told_s + card.leaves_in_s
+            else:
+                self._ends_s.pop(card.address, None)  # an old one's port in new hands
 
     async def watch(self) -> None:
         """Ask for ever, once a heartbeat."""

@@ -70,6 +70,14 @@ class Session:
         self._granted: Granted | None = None
         self._channel: Channel | None = None
 
+    @property
+    def address(self) -> str | None:
+        """``host:port`` of its engine; None before one granted a slot."""
+        if self._granted is None:
+            return None
+        address = self._granted.grant.address
+        return f"{address.host}:{address.port}"
+
     async def lease(self, wait_s: float, caller: Admitted | None = None) -> Granted:
         """Get a slot, in the name of a caller whom an authority let in.
 
