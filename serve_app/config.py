@@ -219,6 +219,8 @@ class EngineSettings(Settings):
             out what a graph hides.
         num_gpus, num_cpus: what Ray reserves for one engine.
         attach_s: a lease that no gateway attaches to is freed after this.
+        drain_s: an engine that is replaced keeps its sessions for this long; they are told when it begins.
+        surge: in percent of the engines: so many more are started before old ones go. Needs devices to spare.
         alarm_s, exit_s: a tick that takes longer is logged; much longer, and the process exits for Serve to replace.
         prompts: texts and voices that a session may begin with.
         conditions: values of conditions that a session does not choose, in place of the checkpoint's.
@@ -248,6 +250,8 @@ class EngineSettings(Settings):
     num_gpus: float = pydantic.Field(0, ge=0)
     num_cpus: float = pydantic.Field(0, ge=0)
     attach_s: float = pydantic.Field(2.0, gt=0, le=60)
+    drain_s: float = pydantic.Field(20.0, ge=0)
+    surge: int = pydantic.Field(0, ge=0, le=100)
     alarm_s: float = pydantic.Field(1.0, gt=0)
     exit_s: float = pydantic.Field(5.0, gt=0)
     prompts: PromptSettings = PromptSettings()
@@ -333,8 +337,9 @@ class GatewaySettings(Settings):
         silence_s: no audio for this long ends the session.
         opened_s: the engine must have primed the slot within this.
         resume_s: a client that asked for it and is cut off may come back within this; 0 lets nobody.
-        drain_s: a gateway that is replaced keeps its conversations for this long. Read by ``serve_app up`` alone, since
-            Ray takes it from the environment.
+        drain_s: a gateway that is replaced keeps its conversations for this long; they are told when it begins. Behind
+            the fast proxy Ray takes it from the environment, which ``serve_app up`` sets.
+        longest_s: of any conversation, whatever its tenant may; told a minute before. ``None`` sets no limit.
         traces: address of a collector that takes OTLP over HTTP: how sessions start is sent there. May hold a password.
     """
 
@@ -346,7 +351,8 @@ class GatewaySettings(Settings):
     silence_s: float = pydantic.Field(10.0, gt=0, le=600)
     opened_s: float = pydantic.Field(10.0, gt=0, le=600)
     resume_s: float = pydantic.Field(15.0, ge=0, le=600)
-    drain_s: float = pydantic.Field(0.0, ge=0)
+    drain_s: float = pydantic.Field(20.0, ge=0)
+    longest_s: float | None = pydantic.Field(10_800.0, gt=0)
     traces: str | None = pydantic.Field(None, pattern=r"^https?://[^/]", repr=False)
 
     @property

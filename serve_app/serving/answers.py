@@ -12,10 +12,14 @@ RETRY_AFTER_S: Final = 5
 NOT_FOUND: Final = {"reason": "not_found", "message": "nothing lives at this address"}
 
 
+def wait_s(error: ChorusError) -> int:
+    """In how many seconds to come again, where that helps."""
+    return RETRY_AFTER_S if error.retry_after_s is None else max(1, math.ceil(error.retry_after_s))
+
+
 def refusal(error: ChorusError, **more: Any) -> JSONResponse:
     """Status, reason slug and a sentence, and whatever else there is to say; when to come again if that helps."""
-    wait_s = RETRY_AFTER_S if error.retry_after_s is None else max(1, math.ceil(error.retry_after_s))
-    headers = {"Retry-After": str(wait_s)} if error.retry else {}
+    headers = {"Retry-After": str(wait_s(error))} if error.retry else {}
     headers["Cache-Control"] = "no-store"
     return JSONResponse({"reason": error.reason, "message": error.public(), **more}, error.http_status, headers)
 

@@ -19,6 +19,7 @@ from serve_app.checkpoint.text import TextStream
 from serve_app.errors import ChorusError, EngineLost, PeerSilent, SessionFault
 from serve_app.link.channel import Channel
 from serve_app.link.messages import Dropped, Ended, Output
+from serve_app.serving.answers import wait_s
 from serve_app.serving.latency import Latency
 from serve_app.wire.chat import ChatServer, ChatState
 from serve_app.wire.events import Audio, Control, Discarded, EarlyAudio, Ping, UnreadMetadata
@@ -267,9 +268,11 @@ class Connection:
             await self._tell_drops()
 
     async def _goodbye(self, error: ChorusError) -> None:
-        """Say why in words, then close with the code. The peer may be gone already."""
+        """Say why in words and when to come again, then close with the code. The peer may be gone already."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(GOODBYE_S):
+                if error.retry:
+                    await self.tell({"error": {"reason": error.reason, "retry_after_s": wait_s(error)}})
                 await self._socket.send_bytes(self._chat.error(error.public()))
         await self._close(error.close_code, error.reason)
 

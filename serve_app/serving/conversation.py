@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,7 @@ from serve_app.errors import EngineDraining, EngineFull, EngineLost, SessionMove
 from serve_app.link.channel import Channel
 from serve_app.serving.caller import Caller, Host
 from serve_app.serving.connection import Connection, Ending
+from serve_app.serving.departure import Departure, mind_departure, soonest
 from serve_app.serving.granted import Granted
 from serve_app.serving.instruments import GatewayInstruments
 from serve_app.serving.knock import Knock
@@ -55,6 +57,7 @@ class House:
     texts: Texts
     meter: Meter
     instruments: GatewayInstruments
+    departure: Departure
     host: Host | None = None
 
 
@@ -90,6 +93,8 @@ class Conversation:
         self._way_back: WayBack | None = None
         self._returns = isinstance(comeback, Returning)
         self._lives_on = self._returns  # until it is ours, a session that exists is not ours to end
+        self._lived_s = 0.0
+        self._lives = asyncio.Event()
 
     async def begin(self, knock: Knock) -> None:
         """Before the upgrade: who is told to wait is let in without a slot. Raises the refusal."""
@@ -151,11 +156,36 @@ class Conversation:
             return True
         return self._session.kept and (cause in CUT_OFF or (cause in ("client", "aborted") and not properly))
 
+    @property
+    def longest_s(self) -> float:
+        """How long it may last."""
+        own_s = self._house.settings.longest_s
+        return min(math.inf if own_s is None else own_s, math.inf if self.caller is None else self.caller.longest_s)
+
+    @property
+    def left_s(self) -> float:
+        """How long it may last yet, counted from when its slot is open here."""
+        return max(0.0, self.longest_s - self._lived_s)
+
+    async def live(self) -> None:
+        """Wait until its slot is open."""
+        await self._lives.wait()
+
     def _minders(self, connection: Callable[[], Connection]) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        caller = self.caller
-        if caller is None:
-            return []
-        return [lambda: mind_term(caller, connection().tell, asyncio.sleep), caller.mind_orders]
+        minders: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            lambda: mind_term(self, connection().tell, asyncio.sleep),
+            lambda: self._mind_departure(connection()),
+        ]
+        return minders if self.caller is None else [*minders, self.caller.mind_orders]
+
+    async def _mind_departure(self, connection: Connection) -> None:
+        if self.caller is None or not self.caller.waits:
+            await self.live()  # only who waits in a queue expects words before the handshake
+        await mind_departure(self._left_s, connection.tell, time.monotonic, asyncio.sleep)
+
+    def _left_s(self) -> float | None:
+        """How long its gateway and its engine still stay."""
+        return soonest(self._house.departure.left_s, self._house.roster.leaves_in_s(self._session.address))
 
     async def _attach(self, connection: Connection) -> Channel:
         """The slot, opened, and the visitor's way back to it."""
@@ -185,6 +215,7 @@ class Conversation:
             channel = await self._session.attach(self._house.settings.opened_s)
         self._opening.live()
         self._house.instruments.shook_hands(time.monotonic() - began_s)
+        self._lives.set()
         return channel
 
     # --- the slot -----------------------------------------------------------------------------------------------------
@@ -200,6 +231,8 @@ class Conversation:
         self._opening.note(engine=f"{granted.grant.address.host}:{granted.grant.address.port}")
         self._house.instruments.granted(time.monotonic() - began_s)
         self._way_back = granted.way_back
+        if granted.past is not None:
+            self._lived_s = granted.past.lived_s
         if granted.past is not None and granted.past.caller is not None and self._house.host is not None:
             self.caller = Caller.back(self._house.host, granted.past, time.monotonic)
         try:
@@ -216,6 +249,7 @@ class Conversation:
     async def _ask(self) -> Granted:
         """Ask until somebody grants: the router may choose a full engine while another has room, but not for ever."""
         roster = self._house.roster
+        patience_s = time.monotonic() + self._house.settings.grant_wait_s
         for asked in itertools.count(1):
             try:
                 return await self._session.lease(self._house.settings.grant_wait_s)
@@ -224,6 +258,10 @@ class Conversation:
                 engines = sum(card.model == self._model.name for card in roster.engines)
                 if obstacle is not None or not full.slots or asked >= 2 * engines:
                     raise obstacle or full from None
+            except EngineDraining:  # replaced a moment ago: the next question goes to another
+                if time.monotonic() > patience_s:
+                    raise
+                await asyncio.sleep(CHANGEOVER_S)
         raise AssertionError("counting does not end")
 
     async def _claim(self, caller: Caller) -> Granted:
@@ -232,7 +270,7 @@ class Conversation:
         while True:
             try:
                 return await self._session.lease(self._house.settings.grant_wait_s, caller.admitted)
-            except EngineFull:
+            except (EngineFull, EngineDraining):
                 if time.monotonic() > patience_s:
                     raise
                 await asyncio.sleep(CHANGEOVER_S)

@@ -69,6 +69,8 @@ class EngineCard:
         versions: package to version.
         text_model: what its text tokens mean; None where it writes none.
         counters: name to count since the start.
+        leaves_in_s: when it goes, where it was replaced; its sessions are ended then.
+        complaints: what in Ray's settings would cut a session.
     """
 
     engine: str
@@ -95,6 +97,8 @@ class EngineCard:
     counters: Mapping[str, int]
     late: bool = False
     application: str = ENGINE_APPLICATION
+    leaves_in_s: float | None = None
+    complaints: tuple[str, ...] = ()
 
     @property
     def free(self) -> int:

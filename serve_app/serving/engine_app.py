@@ -23,6 +23,7 @@ from serve_app.serving.placed_router import PlacedRouter
 from serve_app.serving.ray_calls import DIRECTORY_DEPLOYMENT, ENGINE_DEPLOYMENT
 from serve_app.serving.scaling import autoscaling
 from serve_app.serving.tick_trace import EngineTicks
+from serve_app.serving.timers import ENGINE_GRACE_S
 
 UNBOUNDED_REQUESTS: Final = 10_000
 """Far above what is ever asked: over its limit Ray lets callers hang, and we refuse by ourselves."""
@@ -32,6 +33,8 @@ slow one, and sixteen visitors of one moment were refused beside free slots afte
 SHUTDOWN_S: Final = 5.0
 TICKS_S: Final = 2.5 * HEARTBEAT_S
 """For engines to hear that their ticks are wanted, and to leave them."""
+SETTLE_S: Final = 2.0
+"""A directory that is asked sooner than every engine has reported would say that there are none."""
 HEALTH_PERIOD_S: Final = 2.0
 HEALTH_TIMEOUT_S: Final = 5.0
 
@@ -42,6 +45,7 @@ class EngineDirectory:
     def __init__(self, engines: object) -> None:
         self._directory = Directory(time.monotonic)
         self._ticks_came = asyncio.Event()
+        self._began_s = time.monotonic()
 
     async def report(self, card: EngineCard, sessions: tuple[LiveSession, ...] = ()) -> Orders:
         """An engine leaves its card, and who holds its slots."""
@@ -49,6 +53,7 @@ class EngineDirectory:
 
     async def views(self) -> list[EngineView]:
         """The authority asks for the same, with sessions."""
+        await self._settle()
         return self._directory.views()
 
     async def succeed(self) -> bool:
@@ -57,6 +62,7 @@ class EngineDirectory:
 
     async def engines(self) -> list[EngineCard]:
         """The cards of those that live."""
+        await self._settle()
         return self._directory.engines()
 
     async def offer_text_model(self, digest: str, content: bytes) -> None:
@@ -86,6 +92,9 @@ class EngineDirectory:
         """Everything goes down: tell the engines to end their sessions."""
         self._directory.close()
 
+    async def _settle(self) -> None:
+        await asyncio.sleep(max(0.0, self._began_s + SETTLE_S - time.monotonic()))
+
 
 def build(args: dict[str, Any]) -> Application:
     """Build the application from its args (`EngineSettings`). Raises ConfigError."""
@@ -101,7 +110,9 @@ def build(args: dict[str, Any]) -> Application:
         ),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        # Ray waits so long for its ongoing requests, which leases are; then it kills.
+        graceful_shutdown_timeout_s=settings.drain_s + ENGINE_GRACE_S,
+        max_surge_percent=settings.surge,
     )(EngineReplica)
     directory = serve.deployment(
         name=DIRECTORY_DEPLOYMENT,
@@ -109,5 +120,6 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=SHUTDOWN_S,
+        max_surge_percent=100,  # gateways and engines ask it every second
     )(EngineDirectory)
     return directory.bind(engine.bind(settings.model_dump()))

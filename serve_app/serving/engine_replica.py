@@ -20,6 +20,7 @@ from serve_app.engine.sweeper import Sweeper
 from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import EngineLost
 from serve_app.observability.logs import log_to_stderr
+from serve_app.serving.departure import Departure
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard, TextModel
 from serve_app.serving.granted import Admitted, Answer
 from serve_app.serving.instruments import EngineInstruments
@@ -28,9 +29,11 @@ from serve_app.serving.placed_router import LATE
 from serve_app.serving.process import package_versions, resident_bytes
 from serve_app.serving.ray_calls import DirectoryHandle, application_name, http_host, link_host, replica_name
 from serve_app.serving.resuming import Keeping, Returning
+from serve_app.serving.retirement import ray_timers, watch_retirement
 from serve_app.serving.runners import Made, make_runner
 from serve_app.serving.scaling import figures
 from serve_app.serving.tick_trace import EngineTicks
+from serve_app.serving.timers import engine_complaints
 from serve_app.spec import SessionSpec
 
 REPORT_S: Final = 3.0
@@ -92,7 +95,14 @@ class EngineReplica:
         self._directory = DirectoryHandle()
         self._loop.start()
         self._watchdog.start()
+        self._complaints = engine_complaints(ray_timers(), self._settings.drain_s)
+        for complaint in self._complaints:
+            logger.error("%s", complaint)
+        self._gone = False
+        self._departure = Departure(self._settings.drain_s, time.monotonic)
+        self._retirement = watch_retirement(self._departure.begin)
         self._heartbeat = asyncio.create_task(self._beat())
+        self._going = asyncio.create_task(self._go())
 
     async def lease(
         self, spec: SessionSpec, caller: Admitted | None = None, comeback: Keeping | Returning | None = None
@@ -129,6 +139,7 @@ class EngineReplica:
     async def __del__(self) -> None:
         """Serve calls it when the replica goes: everybody is told 1012 by the link before it closes."""
         self._heartbeat.cancel()
+        self._going.cancel()
         self._watchdog.stop()
         await asyncio.to_thread(self._loop.stop, STOP_S)
         await self._server.close()
@@ -139,19 +150,22 @@ class EngineReplica:
             await asyncio.sleep(HEARTBEAT_S)
             self._judge()
             self._show()
-            try:
-                async with asyncio.timeout(REPORT_S):
-                    orders = await self._directory.report(self.card(), self._desk.sessions())
-                    if orders.offer_text_model and self._text_model is not None:
-                        await self._directory.offer_text_model(self._text_model.digest, self._made.text_model)
-                    if orders.offer_ticks:
-                        ticks = self._instruments.trace.last()
-                        await self._directory.offer_ticks(EngineTicks(self._name, time.monotonic(), ticks))
-                    if orders.drain and not self._engine.stats().draining:
-                        await self._leave()
-                        await self._directory.report(self.card(), self._desk.sessions())
-            except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
-                logger.debug("the directory does not answer: %r", error)
+            await self._report()
+
+    async def _report(self) -> None:
+        try:
+            async with asyncio.timeout(REPORT_S):
+                orders = await self._directory.report(self.card(), self._desk.sessions())
+                if orders.offer_text_model and self._text_model is not None:
+                    await self._directory.offer_text_model(self._text_model.digest, self._made.text_model)
+                if orders.offer_ticks:
+                    ticks = self._instruments.trace.last()
+                    await self._directory.offer_ticks(EngineTicks(self._name, time.monotonic(), ticks))
+                if orders.drain and not self._gone:
+                    await self._leave()
+                    await self._directory.report(self.card(), self._desk.sessions())
+        except Exception as error:  # noqa: BLE001 -- Ray raises many kinds while the directory starts or goes
+            logger.debug("the directory does not answer: %r", error)
 
     def _judge(self) -> None:
         """An engine that misses its deadlines takes no new sessions until it has kept them for a while."""
@@ -166,8 +180,19 @@ class EngineReplica:
         healthy = stats.healthy and self._loop.alive
         self._instruments.show(stats, healthy=healthy, resident_bytes=resident_bytes())
 
+    async def _go(self) -> None:
+        """Once this engine is replaced: nobody new, and those that are there until its time is up."""
+        await self._departure.begun()
+        self._engine.drain()
+        stats = self._engine.stats()
+        logger.info("replaced: %d sessions have %g s", stats.slots - stats.free, self._settings.drain_s)
+        await self._report()
+        await asyncio.sleep(self._departure.left_s or 0.0)
+        await self._leave()
+
     async def _leave(self) -> None:
-        """The whole deployment goes down: no new sessions, and those that are there are told."""
+        """No new sessions, and those that are there are told that it is over."""
+        self._gone = True
         self._engine.drain()
         await asyncio.to_thread(self._loop.stop, STOP_S)
 
@@ -216,6 +241,8 @@ class EngineReplica:
                 **{f"dropped_{cause}": count for cause, count in stats.dropped_frames.items()},
                 **{f"ended_{reason}": count for reason, count in stats.ended.items()},
             },
+            leaves_in_s=self._departure.left_s,
+            complaints=self._complaints,
         )
 
     def _ports(self) -> range:

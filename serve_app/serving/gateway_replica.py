@@ -17,11 +17,12 @@ from starlette.staticfiles import StaticFiles
 
 from serve_app.audio.opus import OpusSender
 from serve_app.config import GatewaySettings, access_key, operator_key, proxy_mode, require_key_beyond_loopback
-from serve_app.errors import ChorusError, EngineFull, EngineLost
+from serve_app.errors import ChorusError, EngineDraining, EngineFull, EngineLost
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.answers import NOT_FOUND, discreet, refusal
 from serve_app.serving.caller import Caller
 from serve_app.serving.conversation import Conversation, House
+from serve_app.serving.departure import LOOK_S, Departure
 from serve_app.serving.directory import HEARTBEAT_S, EngineCard
 from serve_app.serving.door import Door
 from serve_app.serving.info import describe, readiness
@@ -32,10 +33,12 @@ from serve_app.serving.operator_pages import OperatorPages
 from serve_app.serving.page import page_folder
 from serve_app.serving.ray_calls import AdmissionHandle, DirectoryHandle, LeaseHandles, http_host
 from serve_app.serving.resuming import Keeping, Returning, Token
+from serve_app.serving.retirement import leave_now, ray_timers, watch_retirement
 from serve_app.serving.roster import Roster, ServedModel
 from serve_app.serving.session import EngineLinks, Session
 from serve_app.serving.tenant_pages import TenantPages
 from serve_app.serving.texts import Texts
+from serve_app.serving.timers import GATEWAY_GRACE_S, gateway_complaints
 from serve_app.serving.tracing import open_tracing
 from serve_app.spec import SessionSpec
 from serve_app.units import FRAME_SAMPLES
@@ -44,6 +47,8 @@ from serve_app.wire.query import ChatQuery, model_asked, parameters_in, parse_ch
 QUIET_LOGGERS: Final = ("uvicorn.error", "uvicorn.access", "websockets")
 """They log addresses with their queries, and a query may hold a key."""
 WARM_S: Final = 5.0
+DEREGISTER_S: Final = 2.0
+"""So long after it was replaced the proxy may still send visitors here: they are let in, and told."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +79,15 @@ class GatewayReplica:
             texts=Texts(self._directory.text_model),
             meter=Meter(),
             instruments=GatewayInstruments(),
+            departure=Departure(self._settings.drain_s - GATEWAY_GRACE_S, time.monotonic),
             host=self._admission,
         )
         self._tracing = open_tracing(self._settings.traces, self._name)
+        self._complaints = gateway_complaints(ray_timers(), self._settings.drain_s, self._settings.longest_s)
+        for complaint in self._complaints:
+            logger.error("%s", complaint)
+        self._retirement = watch_retirement(self._house.departure.begin)
+        self._going = asyncio.create_task(self._go())
         self._watch = asyncio.create_task(self._house.roster.watch())
         self._showing = asyncio.create_task(self._show())
         self._obeying = asyncio.create_task(self._obey())
@@ -130,8 +141,9 @@ class GatewayReplica:
             self._door.admit(request.headers, request.query_params)
         except ChorusError as error:
             return refusal(error)
-        models = [model.name for model in self._house.roster.models]
-        return JSONResponse(describe(self._house.roster.engines, models, self._house.meter, proxy_mode(), self._name))
+        roster, meter = self._house.roster, self._house.meter
+        models = [model.name for model in roster.models]
+        return JSONResponse(describe(roster.engines, models, meter, proxy_mode(), self._name, self._complaints))
 
     async def nowhere(self, socket: WebSocket) -> None:
         """Any other path."""
@@ -175,6 +187,8 @@ class GatewayReplica:
 
         Raises ParameterRefused and ModelUnknown only to whom we know.
         """
+        if self._house.departure.since_s > DEREGISTER_S:
+            raise EngineDraining
         if self._settings.tenants is None:
             self._door.admit(socket.headers, socket.query_params)
         asked: str | None = None
@@ -214,6 +228,19 @@ class GatewayReplica:
     async def _let_go(self, conversation: Conversation) -> None:
         await conversation.close()
         self._here.discard(conversation)
+
+    async def _go(self) -> None:
+        """Once this gateway is replaced: its conversations end by themselves or at its end; then it goes.
+
+        Behind the fast proxy Ray would keep it for the whole of its draining period even when nobody is there.
+        """
+        departure = self._house.departure
+        await departure.begun()
+        logger.info("replaced: %d conversations have %g s", len(self._here), departure.left_s)
+        if proxy_mode() == "haproxy":
+            while self._here or departure.since_s < DEREGISTER_S:
+                await asyncio.sleep(LOOK_S)
+            leave_now()
 
     async def _obey(self) -> None:
         """End the sessions whose tenants have spent their day."""

@@ -27,7 +27,12 @@ def readiness(roster: Roster, gateway: str) -> JSONResponse:
 
 
 def describe(
-    engines: Sequence[EngineCard], models: Sequence[str], meter: Meter, proxy: str, gateway: str
+    engines: Sequence[EngineCard],
+    models: Sequence[str],
+    meter: Meter,
+    proxy: str,
+    gateway: str,
+    complaints: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that a person who runs this wants to see at one glance; bit rates are per conversation.
 
@@ -54,6 +59,7 @@ def describe(
             "process_bytes": resident_bytes(),
         },
         "engines": [_engine(card) for card in engines],
+        "complaints": sorted({*complaints, *(complaint for card in engines for complaint in card.complaints)}),
     }
 
 
@@ -101,6 +107,7 @@ def _engine(card: EngineCard) -> dict[str, Any]:
         "rows": card.rows,
         "rows_used": card.rows_used,
         "draining": card.draining,
+        "leaves_in_s": None if card.leaves_in_s is None else round(card.leaves_in_s),
         "healthy": card.healthy,
         "late": card.late,
         "state_bytes_per_slot": card.state_bytes_per_slot,

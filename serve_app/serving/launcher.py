@@ -2,6 +2,7 @@
 
 ``serve run FILE`` starts the same applications; what it cannot do is set the environment that Ray Serve reads while it
 is imported, and with it the fast proxy. Everything here that writes to the environment does so before Ray is imported.
+SIGUSR1 reads the file again and rolls out what changed (docs/rollout.md).
 """
 
 import asyncio
@@ -14,19 +15,21 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Final
 
 from serve_app.config import (
     GATEWAY_APPLICATION,
     LOGS_VARIABLE,
+    ApplicationSettings,
     Config,
     is_loopback,
     log_format,
+    read_config,
     require_key_beyond_loopback,
 )
-from serve_app.errors import EngineLost
+from serve_app.errors import ConfigError, EngineLost
 from serve_app.serving.descendants import Descendants
 from serve_app.serving.environment import environment, free_port, haproxy_works
 from serve_app.serving.voices import read_voices
@@ -34,6 +37,7 @@ from serve_app.serving.voices import read_voices
 OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 """Frames never travel through Ray's object store; this is about the least that it accepts."""
 POLL_S: Final = 0.2
+SEEN_S: Final = 1.0
 EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Addresses that mean all of this machine's, and where such a server is reached from here."""
 START_S: Final = 1_800.0
@@ -90,17 +94,43 @@ class Launcher:
     def _serve(self) -> int:
         haproxy = haproxy_works()
         ports = (free_port("127.0.0.1", 0), free_port("127.0.0.1", 0), free_port("127.0.0.1", 0))
-        os.environ.update(environment(haproxy=haproxy, drain_s=self._config.gateway.drain_s, ports=ports))
+        gateway = self._config.gateway
+        os.environ.update(
+            environment(haproxy=haproxy, drain_s=gateway.drain_s, ports=ports, longest_s=gateway.longest_s)
+        )
         self._start_ray()
-        problem = self._deploy() or self._wait_until_ready()
+        problem = self._deploy(self._config.serve.applications) or self._wait_until_ready()
         if problem is not None:
             self._say(f"cannot start: {problem}")
             return 1
         here = is_loopback(self._http.host) or self._http.host in EVERYWHERE
         name = "localhost" if here else self._http.host
+        wanted: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: wanted.append(number))
         self._say(f"http://{name}:{self.port}")
         while True:
-            signal.pause()
+            time.sleep(SEEN_S)
+            if wanted:
+                wanted.clear()
+                self._say(self._roll_out())
+
+    def _roll_out(self) -> str:
+        """Read the file again and replace the applications that changed. Returns what came of it."""
+        try:
+            config = read_config(self._config.path)
+            for engine in config.engines.values():
+                read_voices(engine.prompts.voices)
+        except ConfigError as error:
+            return f"nothing changed: {error}"
+        before = self._config.serve
+        changed = [application for application in config.serve.applications if application not in before.applications]
+        if not changed:
+            return "nothing changed"
+        names = " and ".join(application.name for application in changed)
+        self._config = config
+        self._say(f"rolling out {names}")
+        problem = self._deploy(changed) or self._wait_until_rolled_out([application.name for application in changed])
+        return f"rolled out {names}" if problem is None else f"cannot roll out {names}: {problem}"
 
     def _start_ray(self) -> None:
         import ray
@@ -124,8 +154,8 @@ class Launcher:
 
             show_as_json()
 
-    def _deploy(self) -> str | None:
-        """Start all applications. Returns why it failed."""
+    def _deploy(self, applications: Sequence[ApplicationSettings]) -> str | None:
+        """Start applications, or replace them. Returns why it failed."""
         from ray import serve
 
         from serve_app.serving import engine_app, gateway_app
@@ -144,7 +174,7 @@ class Launcher:
                 route_prefix=application.route_prefix,
                 logging_config=settings.logging_config,
             )
-            for application in settings.applications
+            for application in applications
         ]
         try:
             serve.run_many(targets, wait_for_applications_running=False)
@@ -164,11 +194,24 @@ class Launcher:
             gateways |= _ready_gateways(address, self._config.models)
             if len(gateways) >= self._config.gateway.replicas:
                 return None
-            for name, application in serve.status().applications.items():
-                if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    return f"application {name}: {_first_cause(application)}"
+            problem = _failure(serve.status().applications)
+            if problem is not None:
+                return problem
             time.sleep(POLL_S)
         return f"not ready after {START_S:g} s"
+
+    def _wait_until_rolled_out(self, names: Sequence[str]) -> str | None:
+        """Wait until every replica is a new one; old ones may still have sessions. Returns why it never will."""
+        from ray import serve
+
+        deadline_s = time.monotonic() + START_S
+        while time.monotonic() < deadline_s:
+            time.sleep(SEEN_S)  # Ray shows the old version's state for a moment
+            applications = {name: serve.status().applications[name] for name in names}
+            problem = _failure(applications)
+            if problem is not None or all(application.status == "RUNNING" for application in applications.values()):
+                return problem
+        return f"not done after {START_S:g} s"
 
     def _stop(self) -> None:
         """End everything within ten seconds, whatever state it is in. Nothing that we started survives."""
@@ -240,6 +283,14 @@ def _ready_gateways(address: str, models: Sequence[str]) -> set[str]:
             return {str(told["gateway"])} if up else set()
     except (OSError, ValueError, LookupError):  # refusals included; the proxy's own words before there is a gateway
         return set()
+
+
+def _failure(applications: Mapping[str, Any]) -> str | None:
+    """Why one of them will never run; None while they may."""
+    for name, application in applications.items():
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            return f"application {name}: {_first_cause(application)}"
+    return None
 
 
 def _first_cause(application: Any) -> str:

@@ -74,6 +74,7 @@ class Roster:
         self._engines: Sequence[EngineCard] = ()
         self._models: dict[str, tuple[float, ServedModel]] = {}  # when last seen; the latest last
         self._told_s = float("-inf")
+        self._ends_s: dict[str, float] = {}
 
     @property
     def engines(self) -> Sequence[EngineCard]:
@@ -129,11 +130,21 @@ class Roster:
         applications = [card.application for card in self.engines if card.engine == engine]
         return next((model for model in self.models if model.application in applications), None)
 
+    def leaves_in_s(self, address: str | None) -> float | None:
+        """How long the engine at ``host:port`` still stays; None where it stays, or nobody said."""
+        ends_s = self._ends_s.get(address) if address is not None else None
+        return None if ends_s is None else max(0.0, ends_s - self._clock())
+
     async def refresh(self) -> None:
         """Ask once. Raises whatever the directory's client or the warming raises."""
         engines = await self._directory.engines()
         self._engines, self._told_s = tuple(engines), self._clock()
         self._remember()
+        for card in engines:
+            if card.leaves_in_s is not None:
+                self._ends_s[card.address] = self._told_s + card.leaves_in_s
+            else:
+                self._ends_s.pop(card.address, None)  # an old one's port in new hands
         new = {card.application for card in engines} - self._warmed
         told = await asyncio.gather(*(self._prepare(application) for application in new), return_exceptions=True)
         for error in told:

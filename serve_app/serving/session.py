@@ -77,6 +77,14 @@ class Session:
         self._channel: Channel | None = None
         self.attached = False
 
+    @property
+    def address(self) -> str | None:
+        """``host:port`` of its engine; None before one granted a slot."""
+        if self._granted is None:
+            return None
+        address = self._granted.grant.address
+        return f"{address.host}:{address.port}"
+
     async def lease(self, wait_s: float, caller: Admitted | None = None) -> Granted:
         """Get a slot, in the name of a caller whom an authority let in.
 

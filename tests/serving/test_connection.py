@@ -13,6 +13,7 @@ from serve_app.audio.opus import OpusSender
 from serve_app.errors import ChorusError, EngineDraining, EngineLost, NotFinite, SessionFault
 from serve_app.link.channel import Channel
 from serve_app.link.messages import Downward, Dropped, Ended, Frame, Key, Opened, Output, Upward
+from serve_app.serving.answers import RETRY_AFTER_S
 from serve_app.serving.connection import Connection, Ending
 from serve_app.serving.latency import EVERY_S, Latency
 from serve_app.units import FRAME_SAMPLES
@@ -204,8 +205,19 @@ async def test_a_slot_that_cannot_be_opened_closes_without_a_handshake() -> None
     stage = Stage(refuse=EngineLost())
     stage.may_open.set()
     assert (await stage.running).cause == "engine_lost"
-    assert stage.socket.kinds == [Kind.ERROR]
+    assert stage.socket.kinds == [Kind.METADATA, Kind.ERROR]
+    assert json.loads(stage.socket.sent[0][1:]) == {"error": {"reason": "engine_lost", "retry_after_s": RETRY_AFTER_S}}
     assert stage.socket.closed == (1012, "engine_lost")
+
+
+@on_loop
+async def test_an_end_that_trying_again_would_not_help_gives_no_hint() -> None:
+    stage = Stage()
+    await stage.open()
+    before = len(stage.socket.kinds)
+    stage.engine_says(Ended.of(KEY, NotFinite("x")))
+    await stage.running
+    assert stage.socket.kinds[before:] == [Kind.ERROR]
 
 
 @on_loop

@@ -293,3 +293,31 @@ def test_an_engine_that_misses_its_deadlines_has_no_seat_for_anybody_until_it_do
     assert roster(Client(late, dataclasses.replace(CARD, engine="two")), Clock()).obstacle() is None
     full = dataclasses.replace(late, used=4)
     assert type(roster(Client(full), Clock()).obstacle()) is EngineFull
+
+
+def test_an_engine_that_goes_is_remembered_although_its_card_is_forgotten() -> None:
+    clock = Clock()
+    client = Client(dataclasses.replace(CARD, draining=True, leaves_in_s=30.0))
+    made = roster(client, clock)
+    clock.now_s = 10.0
+    client.cards = []  # the directory was replaced together with the engine
+    asyncio.run(made.refresh())
+    assert made.leaves_in_s(CARD.address) == 20.0
+    clock.now_s = 100.0
+    assert made.leaves_in_s(CARD.address) == 0.0
+
+
+def test_engines_that_stay_and_sessions_without_one_have_no_end() -> None:
+    client = Client(dataclasses.replace(CARD, leaves_in_s=30.0))
+    made = roster(client, Clock())
+    assert made.leaves_in_s(None) is None
+    assert made.leaves_in_s("elsewhere") is None
+    client.cards = [dataclasses.replace(CARD, engine="successor")]  # on the same port
+    asyncio.run(made.refresh())
+    assert made.leaves_in_s(CARD.address) is None
+
+
+def test_what_a_newcomer_will_get_is_what_those_offer_who_stay() -> None:
+    old = dataclasses.replace(CARD, engine="old", model="first", draining=True)
+    new = dataclasses.replace(CARD, engine="new", model="second")
+    assert roster(Client(old, new), Clock()).served().name == "second"

@@ -43,6 +43,9 @@ def test_the_environment_says_which_proxy_and_how_long_to_drain() -> None:
     assert values["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] == "0"
     assert values["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] == "3"
     assert int(values["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= 3600
+    longer = environment(haproxy=True, drain_s=600, ports=(1, 2, 3), longest_s=50_000.5)
+    assert int(longer["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > 50_000
+    assert longer["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] == "600"
     assert environment(haproxy=False, drain_s=0, ports=(1, 2, 3))["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
@@ -105,6 +108,13 @@ def test_info_tells_what_a_stage_takes_for_a_tick_and_for_a_frame() -> None:
     engine = describe([card], [card.model], Meter(), "haproxy", "gate")["engines"][0]
     assert engine["stage_ms"] == {"lm": {"p50": 8.0, "p99": 9.0}}
     assert engine["ms_per_frame"] == {"lm": 2.0}
+
+
+def test_info_shows_who_goes_and_every_complaint_once() -> None:
+    card = dataclasses.replace(CARD, leaves_in_s=12.4, complaints=("killed too soon",))
+    info = describe([card, card], [card.model], Meter(), "haproxy", "gate", ("cut too soon",))
+    assert info["engines"][0]["leaves_in_s"] == 12
+    assert info["complaints"] == ["cut too soon", "killed too soon"]
 
 
 def test_the_page_is_found() -> None:
