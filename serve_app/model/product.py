@@ -16,8 +16,9 @@ from torch.nn import functional as F
 Arrange: TypeAlias = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 """From the weight and bias that a checkpoint holds to those that are used."""
 
-_PACKED_FROM: Final = 600_000
-"""Multiply-adds from which blocks pay: setting oneDNN up costs 10 us a call, `F.linear` 2 us."""
+_PACKED_FROM: Final = 300_000
+"""Multiply-adds from which blocks pay: setting oneDNN up costs 10 us a call, `F.linear` 2 us. From 600,000
+the Depformer of the 112 M model took a sixth longer for 1 and 2 rows; from 50,000 a small codec did."""
 _PACKED_DTYPES: Final = frozenset({torch.float32, torch.bfloat16})
 _FEW_STEPS: Final = 4
 """Up to here a convolution is a product over copied windows, as oneDNN's own is slow (8 rows, k16 s8: 7.1 ms against
