@@ -9,6 +9,7 @@ import gevent
 
 from load_tests.account import Account
 from load_tests.line import Line, LineLost, Refused
+from serve_app.client.failures import RequestRefused
 from serve_app.errors import ChorusError
 from serve_app.units import FRAME_S
 from serve_app.wire.events import Kind
@@ -53,6 +54,8 @@ def opened(
         account.answered_s = _first(account.answered_s, clock() - account.tried_s)
     except TimeoutError:
         account.refusal = "no handshake" if math.isnan(account.answered_s) else "left the queue"
+    except RequestRefused as refused:  # the ticket
+        account.refusal = f"HTTP {refused.status}"
     except (OSError, ChorusError) as failed:
         account.refusal = type(failed).__name__
     else:
