@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from load_tests.account import Account, report
 from load_tests.publish import draw_wall
 from load_tests.verdict import Limits, Verdict
-from load_tests.wall import GENERATOR, OTHERS, Step, Use, configured, play, uses_between, verdict, what_binds
+from load_tests.wall import GENERATOR, OTHERS, Step, Use, configured, play, strangers, uses_between, verdict, what_binds
 from serve_app.config import read_config
 from tests.client.echo import EchoServer
 from tests.client.loop import in_loop
@@ -70,6 +70,11 @@ def test_cores_to_spare_and_a_generator_in_time_mean_that_something_waits() -> N
 def test_strangers_on_the_machine_are_not_blamed_as_one_process() -> None:
     uses = {OTHERS: Use(3.0, 3.0, 1), "gateway": Use(0.2, 0.2, 1)}
     assert "something waits" in what_binds(step(uses=uses), 8, LIMITS)
+
+
+def test_others_on_the_machine_are_told_when_they_mattered() -> None:
+    assert "0.67 cores" in strangers(step(uses={OTHERS: Use(0.67, 0.67, 1)}))
+    assert strangers(step(uses={OTHERS: Use(0.05, 0.05, 1)})) == strangers(step()) == ""
 
 
 @given(st.lists(st.booleans(), max_size=6), st.integers(1, 300))
