@@ -20,6 +20,9 @@ from serve_app.units import FRAME_S
 PLAYBACK_SLACK_S: Final = 0.010
 LATE_GENERATOR_S: Final = FRAME_S
 """Above this lateness at p99 the generator, not the server, is what was measured."""
+LEFT_THE_QUEUE: Final = "left the queue"
+STILL_WAITING: Final = "still waiting at the end"
+"""Ends of those who got a place in the queue: their patience was over, or the run was, which is nobody's fault."""
 TIMES: Final = ("sent_s", "received_s")
 
 

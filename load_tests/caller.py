@@ -7,8 +7,9 @@ from typing import Final
 
 import gevent
 
-from load_tests.account import Account
+from load_tests.account import LEFT_THE_QUEUE, Account
 from load_tests.line import Line, LineLost, Refused
+from serve_app.client.failures import RequestRefused
 from serve_app.errors import ChorusError
 from serve_app.units import FRAME_S
 from serve_app.wire.events import Kind
@@ -52,7 +53,9 @@ def opened(
         account.refusal = str(lost)
         account.answered_s = _first(account.answered_s, clock() - account.tried_s)
     except TimeoutError:
-        account.refusal = "no handshake" if math.isnan(account.answered_s) else "left the queue"
+        account.refusal = "no handshake" if math.isnan(account.answered_s) else LEFT_THE_QUEUE
+    except RequestRefused as refused:  # the ticket
+        account.refusal = f"HTTP {refused.status}"
     except (OSError, ChorusError) as failed:
         account.refusal = type(failed).__name__
     else:

@@ -22,7 +22,7 @@ from locust.runners import MasterRunner, WorkerRunner
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Locust puts this folder there, not the one above
 
 from load_tests import publish, sampler, server
-from load_tests.account import Account
+from load_tests.account import LEFT_THE_QUEUE, STILL_WAITING, Account
 from load_tests.caller import converse, opened
 from load_tests.keyring import Keyring
 from load_tests.line import framed
@@ -177,6 +177,8 @@ class Caller(User):
         self.crew.tries()
         try:
             line = opened(self._address, headers, account, self._patience_s(turn))
+            if account.refusal == LEFT_THE_QUEUE and self.crew.over:
+                account.refusal = STILL_WAITING
             self._tell_locust("knock" if turn.knocks else "open", account)
             if self.first and not turn.knocks:
                 self.crew.arrives()

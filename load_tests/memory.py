@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from serve_app.serving.descendants import Descendants
 
@@ -102,10 +102,10 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def started(config: Path) -> Iterator[Deployment]:
-    """A deployment on a free port, from its printed address to Ctrl-C."""
+def started(config: Path, log: IO[str] | None = None) -> Iterator[Deployment]:
+    """A deployment on a free port, from its printed address to Ctrl-C; what it logs goes to ours or to the log."""
     command = [sys.executable, "-m", "serve_app.cli", "up", str(config), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         assert process.stdout is not None
         try:
             url = next((line.strip() for line in process.stdout if ADDRESS.match(line.strip())), None)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from load_tests.account import LATE_GENERATOR_S, Report, without_nan
+from load_tests.account import LATE_GENERATOR_S, STILL_WAITING, Report, without_nan
 
 
 class Verdict(enum.IntEnum):
@@ -88,8 +88,9 @@ class Check:
 
 def conversation_checks(outcome: Report, limits: Limits) -> list[Check]:
     """What every shape demands of the sessions that were to succeed."""
+    still_waiting = outcome.refusals.get(STILL_WAITING, 0)
     return [
-        Check("sessions that were not let in", outcome.sessions - outcome.opened, 0),
+        Check("sessions that were not let in", outcome.sessions - outcome.opened - still_waiting, 0),
         Check("sessions that ended early", sum(outcome.endings.values()), 0),
         Check("frames lost", outcome.frames_lost, 0),
         Check("latency p99", outcome.latency_p99_ms, limits.p99_ms, "ms"),

@@ -4,7 +4,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_tests.account import Account, report
+from load_tests.account import LEFT_THE_QUEUE, STILL_WAITING, Account, report
 from load_tests.verdict import Check, Limits, Verdict, conversation_checks, verdict
 from tests.load_tests.test_account import spoken
 
@@ -65,6 +65,8 @@ def test_each_rule_has_its_check() -> None:
     ended = spoken(50)
     ended.ending = "close 1011"
     assert failing(Account(refusal="HTTP 503")) == {"sessions that were not let in"}
+    assert failing(Account(refusal=LEFT_THE_QUEUE)) == {"sessions that were not let in"}
+    assert failing(Account(refusal=STILL_WAITING)) == set()
     assert failing(ended) == {"sessions that ended early"}
     assert failing(spoken(50, lost=1)) == {"frames lost"}
     assert "latency p99" in failing(spoken(50, latency_s=0.25))
