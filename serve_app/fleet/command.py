@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.admission.placement import Policy
-from serve_app.errors import ChorusError
+from serve_app.admission.scaling import ScalingRules
+from serve_app.errors import ChorusError, ConfigError
+from serve_app.fleet.elastic import Elasticity
 from serve_app.fleet.erlang import blocking, load_at
 from serve_app.fleet.fairness import callers, compare
 from serve_app.fleet.plot import draw
@@ -42,9 +44,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(fleet: Fleet, outcome: Outcome, price: float) -> dict[str, Any]:
-    rows, everybody = fleet.engines * fleet.rows, outcome.all
+    most = fleet.engines if fleet.elasticity is None else fleet.elasticity.rules.max_engines
+    rows, everybody = most * fleet.rows, outcome.all
     erlangs = fleet.callers[0].erlangs
-    flat = not fleet.callers[0].swing and not fleet.queue_limit and not fleet.callers[0].guided
+    flat = (
+        fleet.elasticity is None
+        and not fleet.callers[0].swing
+        and not fleet.queue_limit
+        and not fleet.callers[0].guided
+    )
     session_hours = outcome.busy_row_s / 3_600
     return {
         "engines": fleet.engines,
@@ -57,7 +65,7 @@ def _report(fleet: Fleet, outcome: Outcome, price: float) -> dict[str, Any]:
         if flat
         else None,
         "erlang_b_load_at_1_percent": round(load_at(rows, 0.01), 1),
-        "erlang_b_load_at_1_percent_split": round(fleet.engines * load_at(fleet.rows, 0.01), 1),
+        "erlang_b_load_at_1_percent_split": round(most * load_at(fleet.rows, 0.01), 1),
         "abandoned": round(everybody.abandoned / max(everybody.arrivals, 1), 5),
         "waited": round(sum(wait_s > 0 for wait_s in everybody.waits_s) / max(len(everybody.waits_s), 1), 5),
         "wait_mean_s": round(everybody.mean_wait_s, 2),
@@ -66,6 +74,7 @@ def _report(fleet: Fleet, outcome: Outcome, price: float) -> dict[str, Any]:
         "wait_p99_s": round(everybody.wait_s(0.99), 2),
         "eta_error": round(outcome.eta_error, 3),
         "utilisation": round(outcome.utilisation, 4),
+        "engines_come": outcome.moves,
         "cost_per_row_hour": round(price * outcome.open_row_s / fleet.rows / 3_600 / session_hours, 4)
         if session_hours
         else None,
@@ -105,8 +114,18 @@ def _fleet(options: argparse.Namespace) -> Fleet:
         queue_limit=options.queue,
         policy=Policy(options.policy),
         split=options.split,
+        elasticity=_elasticity(options),
         seed=options.seed,
     )
+
+
+def _elasticity(options: argparse.Namespace) -> Elasticity | None:
+    if options.scale_to is None:
+        return None
+    if options.split or options.fairness is not None or options.scale_to < options.engines:
+        raise ConfigError("--scale-to", "goes with neither --split nor --fairness, and is not below --engines")
+    rules = ScalingRules(min_engines=options.engines, max_engines=options.scale_to, min_free=options.min_free)
+    return Elasticity(rules=rules, start_s=options.start_s, downscale_delay_s=options.downscale_delay_s)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--policy", choices=[policy.value for policy in Policy], default=Policy.TIGHTEST.value)
     parser.add_argument("--split", action="store_true", help="each caller to a random engine, as without an authority")
+    parser.add_argument("--scale-to", type=_count(1_000), help="engines come and go with their use, up to so many")
+    parser.add_argument("--min-free", type=_count(100_000, 0), default=8, help="rows to keep free; default: 8")
+    parser.add_argument("--start-s", type=_number(0.0, 1e5), default=120.0, help="until an engine is up; default: 120")
+    parser.add_argument("--downscale-delay-s", type=_number(0.0, 1e6), default=600.0, help="default: 600")
     parser.add_argument("--price", type=_number(0.0, 1e6), default=1.0, help="of an engine for an hour")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", type=Path, help="write a picture; needs matplotlib")

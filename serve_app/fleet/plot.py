@@ -19,13 +19,13 @@ def draw(fleet: Fleet, outcome: Outcome, path: Path) -> None:
         raise ConfigError("--plot", "needs matplotlib: pip install matplotlib") from error
     figure = figures.Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    hours = [hour for hour, _, _ in outcome.curve]
-    axes.plot(hours, [busy for _, busy, _ in outcome.curve], label="rows held", color="tab:blue", linewidth=1)
-    axes.plot(hours, [waiting for _, _, waiting in outcome.curve], label="waiting", color="tab:red", linewidth=1)
-    axes.axhline(fleet.engines * fleet.rows, label="rows", color="gray", linestyle="--", linewidth=1)
+    hours, busy, waiting, rows = zip(*outcome.curve, strict=True)
+    axes.plot(hours, busy, label="rows held", color="tab:blue", linewidth=1)
+    axes.plot(hours, waiting, label="waiting", color="tab:red", linewidth=1)
+    axes.step(hours, rows, label="rows", color="gray", linestyle="--", linewidth=1, where="post")
     axes.set_xlabel("hours")
     axes.set_title(
-        f"{fleet.engines} engines of {fleet.rows} rows: blocking {outcome.all.blocking:.2%}, "
+        f"{max(rows) // fleet.rows} engines of {fleet.rows} rows: blocking {outcome.all.blocking:.2%}, "
         f"utilisation {outcome.utilisation:.1%}, mean wait {outcome.all.mean_wait_s:.1f} s"
     )
     axes.legend(loc="center left")

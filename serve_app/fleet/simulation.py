@@ -15,6 +15,7 @@ from serve_app.admission.rules import Rules
 from serve_app.admission.tenants import Tenants
 from serve_app.admission.views import EngineView
 from serve_app.fleet.arrivals import Callers
+from serve_app.fleet.elastic import LOOK_S, ElasticEngines, Elasticity
 from serve_app.units import SessionId
 
 MODEL: Final = "moshi"
@@ -26,7 +27,8 @@ class Fleet:
     """What is simulated.
 
     Attributes:
-        engines, rows: of each engine.
+        engines, rows: how many, and of each engine.
+        elasticity: how engines come and go with their use; None keeps ``engines``.
         queue_limit: 0 refuses at once, which is Erlang's case.
         split: each caller is sent to a random engine that admits for itself: a fleet without an authority.
         warm_up: share of the arrivals that is not counted.
@@ -39,6 +41,7 @@ class Fleet:
     queue_limit: int = 0
     policy: Policy = Policy.TIGHTEST
     split: bool = False
+    elasticity: Elasticity | None = None
     patience_s: float = 900.0
     warm_up: float = 0.1
     seed: int = 1
@@ -75,7 +78,8 @@ class Outcome:
         tallies: by tenant.
         busy_row_s, open_row_s: rows held, and rows there, by seconds, after the warm-up.
         eta_error: mean of |first eta - wait| over the mean wait, of those that waited and were let in.
-        curve: (hours, rows held, waiting) over the run.
+        curve: (hours, rows held, waiting, rows there) over the run.
+        moves: engines that came after the start.
     """
 
     tallies: dict[str, Tally]
@@ -84,7 +88,8 @@ class Outcome:
     open_row_s: float = 0.0
     eta_error: float = 0.0
     questions: int = 0
-    curve: list[tuple[float, int, int]] = dataclasses.field(default_factory=list)
+    curve: list[tuple[float, int, int, int]] = dataclasses.field(default_factory=list)
+    moves: int = 0
 
     @property
     def all(self) -> Tally:
@@ -116,7 +121,7 @@ class _Caller:
     granted: Granted | None = None
 
 
-ARRIVE, OPEN, END, GIVE_UP = range(4)
+ARRIVE, OPEN, END, GIVE_UP, LOOK = range(5)
 
 
 class Simulation:
@@ -126,7 +131,7 @@ class Simulation:
         self._fleet = fleet
         self._now_s = 0.0
         self._chance = random.Random(fleet.seed)
-        self._events: list[tuple[float, int, int, _Caller | int]] = []
+        self._events: list[tuple[float, int, int, _Caller | int | None]] = []
         self._serial = itertools.count()
         self._callers: dict[SessionId, _Caller] = {}
         self._busy = self._waiting = 0
@@ -137,6 +142,7 @@ class Simulation:
         self._eta_misses: list[tuple[float, float]] = []
         self._first_counted = int(fleet.warm_up * fleet.arrivals)
         self._arrived = 0
+        self._elastic: ElasticEngines | None = None
         groups = [[number] for number in range(fleet.engines)] if fleet.split else [range(fleet.engines)]
         self._authorities = [self._authority(group) for group in groups]
 
@@ -144,6 +150,8 @@ class Simulation:
         """Simulate until the last arrival; whoever is there then is not waited for."""
         for number in range(len(self._streams)):
             self._next_arrival(number)
+        if self._elastic is not None:
+            self._at(LOOK_S, LOOK, None)
         step = max(self._fleet.arrivals // CURVE_POINTS, 1)
         while self._arrived < self._fleet.arrivals:
             at_s, _, what, whom = heapq.heappop(self._events)
@@ -152,12 +160,13 @@ class Simulation:
                 self._next_arrival(whom)
                 self._arrive(self._fleet.callers[whom])
                 if self._arrived % step == 0:
-                    self._outcome.curve.append((at_s / 3_600, self._busy, self._waiting))
+                    self._outcome.curve.append((at_s / 3_600, self._busy, self._waiting, self._rows_there))
+            elif whom is None:
+                self._look()
             elif what == OPEN and whom.granted is not None:
                 whom.authority.confirm(whom.granted)
             elif what == END:
-                self._busy -= whom.rows
-                whom.authority.leave(whom.session)
+                self._end(whom)
             elif what == GIVE_UP and whom.waiting:
                 self._give_up(whom)
         return self._finished()
@@ -177,9 +186,22 @@ class Simulation:
             wall=lambda: self._now_s,
             granted=self._on_granted,
         )
+        if fleet.elasticity is not None:
+            assert not fleet.split, "engines that come and go share one authority"
+            self._elastic = ElasticEngines(authority, MODEL, fleet.rows, fleet.engines, fleet.elasticity)
+            return authority
         for number in numbers:
             authority.report(EngineView(EngineName(f"engine-{number}"), MODEL, fleet.rows))
         return authority
+
+    @property
+    def _rows_there(self) -> int:
+        return (self._fleet.engines if self._elastic is None else len(self._elastic)) * self._fleet.rows
+
+    def _look(self) -> None:
+        assert self._elastic is not None
+        self._elastic.look(self._now_s)
+        self._at(self._now_s + LOOK_S, LOOK, None)
 
     def _next_arrival(self, number: int) -> None:
         heapq.heappush(self._events, (next(self._streams[number]), next(self._serial), ARRIVE, number))
@@ -198,6 +220,7 @@ class Simulation:
         match authority.admit(AdmissionRequest(session, kind.tenant.name, MODEL, rows)):
             case Granted() as granted:
                 authority.confirm(granted)
+                caller.granted = granted
                 self._start(caller)
             case Wait(eta_s=eta_s):
                 caller.waiting, caller.eta_s = True, eta_s
@@ -225,8 +248,16 @@ class Simulation:
         if caller.counted:
             self._outcome.tallies[caller.kind.tenant.name].waits_s.append(self._now_s - caller.came_s)
         self._busy += caller.rows
+        if self._elastic is not None and caller.granted is not None:
+            self._elastic.began(caller.granted)
         self._at(self._now_s + caller.length_s, END, caller)
         del self._callers[caller.session]
+
+    def _end(self, caller: _Caller) -> None:
+        self._busy -= caller.rows
+        if self._elastic is not None and caller.granted is not None:
+            self._elastic.ended(caller.granted)
+        caller.authority.leave(caller.session)
 
     def _give_up(self, caller: _Caller) -> None:
         caller.waiting = False
@@ -235,17 +266,18 @@ class Simulation:
         caller.authority.leave(caller.session)
         del self._callers[caller.session]
 
-    def _at(self, at_s: float, what: int, caller: _Caller) -> None:
+    def _at(self, at_s: float, what: int, caller: _Caller | None) -> None:
         heapq.heappush(self._events, (at_s, next(self._serial), what, caller))
 
     def _pass(self, at_s: float) -> None:
         if self._arrived >= self._first_counted:
             self._outcome.busy_row_s += self._busy * (at_s - self._now_s)
-            self._outcome.open_row_s += self._fleet.engines * self._fleet.rows * (at_s - self._now_s)
+            self._outcome.open_row_s += self._rows_there * (at_s - self._now_s)
         self._now_s = at_s
 
     def _finished(self) -> Outcome:
         self._outcome.simulated_s = self._now_s
+        self._outcome.moves = self._elastic.come - self._fleet.engines if self._elastic is not None else 0
         waited_s = math.fsum(wait_s for _, wait_s in self._eta_misses)
         missed_s = math.fsum(abs(eta_s - wait_s) for eta_s, wait_s in self._eta_misses)
         self._outcome.eta_error = missed_s / waited_s if waited_s else 0.0
