@@ -11,9 +11,10 @@ const STATUS = {
   idle: "Your browser will ask for the microphone. Headphones sound best.",
   opening: "Connecting…",
   live: "Just speak. It hears you while it talks.",
+  away: "The connection broke. Coming back to the conversation…",
   ended: "Ended. Press the button to talk again.",
 };
-const LABEL = { idle: "Start talking", opening: "Cancel", live: "Stop", ended: "Talk again" };
+const LABEL = { idle: "Start talking", opening: "Cancel", live: "Stop", away: "Stop", ended: "Talk again" };
 
 const KNOWN_MODELS = [
   [/parrot/i, "Parrot", "Talk: it repeats what you say about a second later."],

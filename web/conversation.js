@@ -4,15 +4,17 @@ import { PAGES_PER_FRAME, PAGE_MS, openMicrophone } from "./microphone.js";
 import { RoundTrips } from "./round-trip.js";
 import { chatAddress, ready } from "./server.js";
 import { openSpeaker } from "./speaker.js";
+import { WayBack } from "./way-back.js";
 import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, lossWords, microphoneTrouble, refusalTrouble, termWords } from "./words.js";
 import { audioMessage, parse } from "./wire.js";
 
 const HANDSHAKE_TIMEOUT_MS = 20_000;
 const SILENCE_TIMEOUT_MS = 10_000; // the server sends sound every 80 ms; this long without any means it is gone
+const LOST = 1006; // as a socket says that broke
 const SECOND_LOOK_MS = 1_500;
 const MAX_WAITING_MS = 1_000; // sound that may wait for the network; older than that it is no conversation
 
-// Calls back: onState("opening" | "live" | "ended"), onText(string), onNotice(string), onLoss(string), onWait(queue), onEnd(Trouble | null), once.
+// Calls back: onState("opening" | "live" | "away" | "ended"), onText(string), onNotice(string), onLoss(string), onWait(queue), onEnd(Trouble | null), once.
 // `ticket` gives what opens one conversation, `objection` says why none may start; null where the server wants no ticket.
 export class Conversation {
   constructor({ parameters, settingsChanged, ticket, objection, onState, onText, onNotice, onLoss, onWait, onEnd }) {
@@ -24,6 +26,7 @@ export class Conversation {
     this.audioMessages = 0;
     this.serverMs = null; // by part, where the server was asked
     this.said = "";
+    this.wayBack = new WayBack();
     this.live = false;
     this.ended = false;
     this.startedMs = null;
@@ -58,13 +61,17 @@ export class Conversation {
   }
 
   async connect() {
-    const admission = this.ticket ? { ticket: await this.ticket() } : {};
+    const address = chatAddress({ ...this.parameters, resumable: 1, ...(await this.admission()) });
     if (this.ended) return;
-    this.socket = new WebSocket(chatAddress({ ...this.parameters, ...admission }));
-    this.socket.binaryType = "arraybuffer";
-    this.socket.onmessage = ({ data }) => this.receive(parse(data));
-    this.socket.onclose = (event) => this.closed(event);
+    this.listenTo(new WebSocket(address));
     this.expect(HANDSHAKE_TIMEOUT_MS);
+  }
+
+  listenTo(socket) {
+    this.socket = socket;
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => this.receive(parse(data));
+    socket.onclose = (event) => this.closed(event);
   }
 
   receive(event) {
@@ -72,7 +79,8 @@ export class Conversation {
     if (this.live) this.expect(SILENCE_TIMEOUT_MS);
     switch (event.kind) {
       case "handshake":
-        if (!this.live) this.goLive();
+        if (this.wayBack.away) this.goOn();
+        else if (!this.live) this.goLive();
         break;
       case "audio":
         this.audioMessages += 1;
@@ -91,6 +99,7 @@ export class Conversation {
         if (event.value?.type === "latency") this.serverMs = event.value.ms;
         if (event.value?.queue) this.wait(event.value.queue);
         if (event.value?.session) this.onNotice(termWords(event.value.session));
+        if (event.value?.resume) this.wayBack.keep(event.value.resume);
         break;
       default: // nothing that a person needs to read
     }
@@ -105,7 +114,48 @@ export class Conversation {
     this.live = true;
     this.startedMs = performance.now();
     this.expect(SILENCE_TIMEOUT_MS);
+    this.speak();
+    this.onState("live");
+  }
+
+  speak() {
     this.microphone.start((page, isHeader) => this.send(page, isHeader), () => this.end(MICROPHONE_LOST));
+  }
+
+  // The connection is gone and the server keeps the conversation for a while.
+  comeBack(trouble) {
+    this.drop();
+    this.live = false;
+    clearTimeout(this.timer);
+    this.microphone.pause();
+    if (!this.wayBack.away) this.onState("away");
+    const pauseMs = this.wayBack.nextPauseMs();
+    if (pauseMs === null) return this.end(trouble);
+    this.timer = setTimeout(() => this.reconnect(trouble), pauseMs);
+  }
+
+  async reconnect(trouble) {
+    this.expect(this.wayBack.leftMs());
+    const admission = await this.admission().catch(() => null);
+    if (this.ended) return;
+    if (admission === null) return this.comeBack(trouble);
+    this.listenTo(new WebSocket(chatAddress({ ...this.parameters, resume: this.wayBack.token, ...admission })));
+  }
+
+  // What opens the door beside the question: a ticket, where the server wants one.
+  async admission() {
+    return this.ticket ? { ticket: await this.ticket() } : {};
+  }
+
+  // Back in the same conversation: the sound streams begin anew.
+  goOn() {
+    this.wayBack.arrived();
+    this.live = true;
+    this.expect(SILENCE_TIMEOUT_MS);
+    this.roundTrips = new RoundTrips();
+    this.pagesSent = this.bytesSent = 0;
+    this.speaker.restart();
+    this.speak();
     this.onState("live");
   }
 
@@ -134,7 +184,8 @@ export class Conversation {
 
   async closed({ code, reason }) {
     if (this.ended) return;
-    if (this.live) this.end(closeTrouble(code, reason, this.said));
+    if (this.wayBack.away || (this.live && this.wayBack.leadsBack(code))) this.comeBack(closeTrouble(code, reason, this.said));
+    else if (this.live) this.end(closeTrouble(code, reason, this.said));
     else if (code !== 1006) this.end(closeTrouble(code, reason, this.said) ?? SILENT_SERVER);
     else this.end(refusalTrouble(await this.obstacle(), this.settingsChanged));
   }
@@ -151,7 +202,16 @@ export class Conversation {
 
   expect(timeoutMs) {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.end(SILENT_SERVER), timeoutMs);
+    this.timer = setTimeout(() => {
+      if (this.live && this.wayBack.leadsBack(LOST)) this.comeBack(SILENT_SERVER);
+      else this.end(SILENT_SERVER);
+    }, timeoutMs);
+  }
+
+  drop() {
+    if (!this.socket) return;
+    this.socket.onmessage = this.socket.onclose = null;
+    this.socket.close(1000);
   }
 
   end(trouble) {
@@ -159,10 +219,7 @@ export class Conversation {
     this.ended = true;
     this.live = false;
     clearTimeout(this.timer);
-    if (this.socket) {
-      this.socket.onmessage = null;
-      this.socket.close(1000);
-    }
+    this.drop();
     this.microphone?.close();
     this.speaker?.close();
     this.context?.close();

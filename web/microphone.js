@@ -56,15 +56,22 @@ class Microphone {
     });
   }
 
+  // A connection that follows another begins with headers of its own: start again after this.
+  pause() {
+    if (!this.encoder) return;
+    this.encoder.port.onmessage = null;
+    this.encoder.port.postMessage({ command: "close" });
+    this.source.disconnect();
+    this.source.connect(this.analyser);
+    this.encoder = null;
+  }
+
   close() {
     for (const track of this.stream.getTracks()) {
       track.onended = null;
       track.stop();
     }
+    this.pause();
     this.source.disconnect();
-    if (this.encoder) {
-      this.encoder.port.onmessage = null;
-      this.encoder.port.postMessage({ command: "close" });
-    }
   }
 }

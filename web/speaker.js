@@ -16,15 +16,22 @@ class Speaker {
     this.analyser = new AnalyserNode(context, { fftSize: 1024 });
     this.player.connect(this.analyser).connect(context.destination);
 
+    this.context = context;
+    this.restart();
+  }
+
+  // A stream of its own for each connection.
+  restart() {
+    this.decoder?.terminate();
     this.decoder = new Worker(new URL("vendor/opus-recorder/decoderWorker.min.js", import.meta.url));
     this.decoder.onmessage = ({ data }) => {
       if (data) this.player.port.postMessage(data[0], [data[0].buffer]);
     };
     this.decoder.postMessage({
       command: "init",
-      bufferLength: Math.round(DECODED_BLOCK_S * context.sampleRate),
+      bufferLength: Math.round(DECODED_BLOCK_S * this.context.sampleRate),
       decoderSampleRate: MODEL_RATE_HZ,
-      outputBufferSampleRate: context.sampleRate,
+      outputBufferSampleRate: this.context.sampleRate,
       resampleQuality: 3,
     });
   }

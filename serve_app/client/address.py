@@ -13,6 +13,13 @@ _SCHEMES: Final = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _SPELLING: Final = {"text_top_k": "text_topk", "audio_top_k": "audio_topk"}
 
 
+def with_parameter(address: str, name: str, value: str) -> str:
+    """A WebSocket address that asks for one thing more, or for another value of it."""
+    parts = urlsplit(address)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True)) | {name: value}
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), ""))
+
+
 def chat_url(url: str, sampling: Sampling | None = None) -> str:
     """``localhost:8998``, ``https://host`` or ``ws://host/api/chat?x=1`` to the WebSocket address of the chat.
 

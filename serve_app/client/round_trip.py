@@ -47,6 +47,10 @@ class RoundTrips:
             self.delay_frames = ahead
         return self._of(index, self.delay_frames or 0)
 
+    def cut_off(self) -> None:
+        """The answers that are missing do not come any more; the next frame's does, for the model goes on."""
+        del self.sent_s[len(self.received_s) + (self.delay_frames or 0) :]
+
     @property
     def latest_s(self) -> float | None:
         """Round trip of the last answer."""

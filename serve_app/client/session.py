@@ -17,7 +17,7 @@ from serve_app.audio.budget import AUDIO_RATE
 from serve_app.audio.frames import FrameBuffer
 from serve_app.audio.opus import OpusReceiver, OpusSender
 from serve_app.budget import Budget
-from serve_app.client.address import chat_url
+from serve_app.client.address import chat_url, with_parameter
 from serve_app.client.events import PCM, Audio, Error, Event, Metadata, Place, Text, place_in
 from serve_app.client.failures import (
     NotAllowed,
@@ -27,6 +27,7 @@ from serve_app.client.failures import (
     ServerUnreachable,
     UnexpectedServer,
 )
+from serve_app.client.returning import WayBack
 from serve_app.client.round_trip import RoundTrips
 from serve_app.errors import ChorusError, PeerError
 from serve_app.spec import Sampling
@@ -55,19 +56,31 @@ class Session:
 
     Attributes:
         round_trips: how long answers took.
+        lost_frames: said while there was no connection, and not sent.
     """
 
-    def __init__(self, connection: ClientConnection, address: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        connection: ClientConnection,
+        address: str,
+        clock: Callable[[], float],
+        *,
+        key: str | None = None,
+        way_back: WayBack | None = None,
+    ) -> None:
         self.round_trips = RoundTrips()
-        self._connection = connection
+        self.lost_frames = 0
         self._address = address
+        self._key = key
+        self._way_back = way_back
         self._clock = clock
-        self._protocol = ChatClient(clock)
         self._frames = FrameBuffer()
-        self._sender = OpusSender()
-        self._receiver = OpusReceiver(Budget(AUDIO_RATE, MAX_BURST_S), clock)
         self._ready: deque[Event] = deque()
         self._said = ""
+        self._away = False
+        self._gone: ServerGone | None = None
+        self._closing = False
+        self._speaks_over(connection)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -77,6 +90,7 @@ class Session:
         *,
         sampling: Sampling | None = None,
         key: str | None = None,
+        resumable: bool = False,
         open_timeout_s: float = OPEN_TIMEOUT_S,
         waiting: Callable[[Place], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -87,6 +101,9 @@ class Session:
             url: address of the server; the path of the chat may be left out.
             sampling: None for the server's defaults.
             key: credential for servers that ask for one, sent as a bearer token.
+            resumable: where the server allows it, come back to the session when the connection breaks, which whoever
+                iterates does by itself: a Metadata ``{"resumed": {"away_s": ...}}`` tells of it. What was said and
+                answered meanwhile is lost.
             open_timeout_s: for connecting and priming together; begins anew with every word about the queue.
             waiting: told the place in the queue, about once a second, while the server has no room.
 
@@ -99,11 +116,13 @@ class Session:
             ParameterRefused: ``url`` is not an address.
         """
         address = chat_url(url, sampling)
+        if resumable:
+            address = with_parameter(address, "resumable", "1")
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + open_timeout_s
         connection = await _connect(address, key, open_timeout_s)
         try:
-            session = cls(connection, address, clock)
+            session = cls(connection, address, clock, key=key, way_back=WayBack() if resumable else None)
             try:
                 async with asyncio.timeout_at(deadline_s) as limit:
                     async for place in session._await_handshake():
@@ -112,7 +131,10 @@ class Session:
                             waiting(place)
             except TimeoutError:
                 raise ServerUnreachable(address, f"no handshake within {open_timeout_s:g} s") from None
-            yield session
+            try:
+                yield session
+            finally:
+                await session.close()
         finally:
             await connection.close()
 
@@ -123,12 +145,20 @@ class Session:
             ServerGone: the connection has ended.
         """
         for frame in self._frames.push(np.ascontiguousarray(pcm, dtype=np.float32)):
+            if self._gone is not None:
+                raise self._gone
+            if self._away:
+                self.lost_frames += 1
+                continue
             message = self._protocol.audio(self._sender.encode(frame))
             self.round_trips.frame_sent(self._clock())
             try:
                 await self._connection.send(message)
             except ConnectionClosed as closed:
-                raise _gone(closed, self._said) from closed
+                gone = _gone(closed, self._said)
+                if self._way_back is None or not self._way_back.leads_back(gone):
+                    raise gone from closed
+                self.lost_frames += 1  # whoever iterates sees it, too, and comes back
 
     def __aiter__(self) -> Self:
         return self
@@ -145,12 +175,14 @@ class Session:
             except ConnectionClosedOK:
                 raise StopAsyncIteration from None
             except ConnectionClosed as closed:
-                raise _gone(closed, self._said) from closed
+                await self._come_back(_gone(closed, self._said))
+                continue
             self._take(message)
         return self._ready.popleft()
 
     async def close(self) -> None:
         """End the conversation now; iteration ends. Idempotent."""
+        self._closing = True
         await self._connection.close()
 
     async def network_round_trip_s(self) -> float:
@@ -159,6 +191,46 @@ class Session:
             return await (await self._connection.ping())
         except ConnectionClosed as closed:
             raise _gone(closed, self._said) from closed
+
+    def _speaks_over(self, connection: ClientConnection) -> None:
+        """Each connection has a protocol and Opus streams of its own."""
+        self._connection = connection
+        self._protocol = ChatClient(self._clock)
+        self._sender = OpusSender()
+        self._receiver = OpusReceiver(Budget(AUDIO_RATE, MAX_BURST_S), self._clock)
+
+    async def _come_back(self, gone: ServerGone) -> None:
+        """Connect again, as long as the server keeps the session. Raises how it was lost where nothing leads back."""
+        began_s = self._clock()
+        self._away = True
+        try:
+            if self._way_back is None or not self._way_back.leads_back(gone) or self._closing:
+                raise gone
+            async for address, left_s in self._way_back.attempts(self._address, lambda: self._closing):
+                if await self._reconnect(address, left_s):
+                    self.round_trips.cut_off()
+                    self._ready.append(Metadata({"resumed": {"away_s": self._clock() - began_s}}))
+                    self._away = False
+                    return
+            raise gone
+        except ChorusError as error:
+            self._gone = gone
+            raise gone from (error if error is not gone else None)
+
+    async def _reconnect(self, address: str, left_s: float) -> bool:
+        """One attempt; False where another may succeed. Raises RequestRefused, NotAllowed: there is no way back."""
+        connection: ClientConnection | None = None
+        try:
+            async with asyncio.timeout(left_s):
+                connection = await _connect(address, self._key, left_s)
+                self._speaks_over(connection)
+                async for _ in self._await_handshake():
+                    pass  # whoever comes back does not queue
+        except (ServerUnreachable, ServerFull, ServerGone, UnexpectedServer, TimeoutError):
+            if connection is not None:
+                connection.transport.abort()
+            return False
+        return True
 
     async def _await_handshake(self) -> AsyncIterator[Place]:
         """Take what comes before the session is live; what it says about the queue is told and not kept."""
@@ -189,6 +261,8 @@ class Session:
                     self._take_audio(payload)
                 case wire.Text(text=text):
                     self._ready.append(Text(text))
+                case wire.Metadata(value) if self._way_back is not None and self._way_back.hears(value):
+                    pass
                 case wire.Metadata(value):
                     self._ready.append(Metadata(value))
                 case wire.ErrorText(text):

@@ -55,6 +55,16 @@ class Conversation:
         """All text, in order."""
         return "".join(self.pieces)
 
+    @property
+    def heard_frames(self) -> int:
+        """What came back, and what is known to be missing."""
+        return sum(pcm.size for pcm in self.heard) // FRAME_SAMPLES
+
+    def miss(self, delay_frames: int) -> None:
+        """Everything said so far was answered while nobody could hear: silence stands for it."""
+        missing = max(0, self.spoken_frames - delay_frames - self.heard_frames)
+        self.heard.append(np.zeros(missing * FRAME_SAMPLES, dtype=np.float32))
+
     def answer(self) -> PCM:
         """The answer on the clock of what was spoken: ``float32[spoken_frames * 1920]``, silent where nothing came."""
         pcm = np.zeros(self.spoken_frames * FRAME_SAMPLES, dtype=np.float32)
@@ -72,6 +82,7 @@ async def talk(
     url: str = DEFAULT_URL,
     sampling: Sampling | None = None,
     key: str | None = None,
+    resumable: bool = False,
     tail_s: float = TAIL_S,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
@@ -88,7 +99,9 @@ async def talk(
     pcm = read_wav(spoken)
     check_writable(answered)
     conversation = Conversation()
-    async with Session.open(url, sampling=sampling, key=key, waiting=progress.waiting, clock=clock) as session:
+    async with Session.open(
+        url, sampling=sampling, key=key, resumable=resumable, waiting=progress.waiting, clock=clock
+    ) as session:
         try:
             await _converse(session, _frames(pcm, tail_s), conversation, progress, clock, sleep)
         finally:
@@ -126,13 +139,16 @@ async def _converse(
                 case Audio(pcm=pcm):
                     conversation.heard.append(pcm)
                     delay = session.round_trips.delay_frames or 0
-                    if len(session.round_trips.received_s) + delay >= len(frames):
+                    if conversation.heard_frames + delay >= len(frames):
                         complete.set()
                 case Text(text=text):
                     conversation.pieces.append(text)
                     progress.text(text)
                 case Error(message=message):
                     progress.note(message)
+                case Metadata({"resumed": {"away_s": float(away_s)}}):
+                    conversation.miss(session.round_trips.delay_frames or 0)
+                    progress.note(f"cut off and back after {away_s:.1f} s")
                 case Metadata(value=value):
                     conversation.latencies.add(value)
 
@@ -169,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 url=asking_for_latency(options.url) if options.latency else options.url,
                 sampling=_sampling(options),
                 key=_key(options.key_file),
+                resumable=options.resumable,
                 tail_s=options.tail,
                 progress=progress,
             )
@@ -199,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tail", type=float, default=TAIL_S, metavar="S", help="silence after the file (%(default)s s)"
     )
+    parser.add_argument("--resumable", action="store_true", help="come back when the connection breaks")
     parser.add_argument("--seed", type=int, help="for text and audio; the same seed and file give the same answer")
     parser.add_argument("--text-temperature", type=float, help="0 is greedy")
     parser.add_argument("--audio-temperature", type=float, help="0 is greedy")

@@ -127,13 +127,12 @@ class Conversation:
         with self._house.meter.conversation(connection.receiver.traffic, connection.sender.traffic):
             try:
                 ending = await connection.run()
-                properly = ending.cause == "client" and await watched.left_properly()
-                self._lives_on = self._outlives(ending.cause, properly=properly)
+                broke = ending.cause == "client" and await watched.broke()
+                self._lives_on = self._outlives(ending.cause, broke=broke)
             except asyncio.CancelledError:
                 ending = connection.ending
-                properly = await watched.left_properly()
-                self._lives_on = self._outlives(ending.cause, properly=properly)
-                if properly:
+                self._lives_on = self._outlives(ending.cause, broke=await watched.broke())
+                if await watched.left_properly():
                     ending = dataclasses.replace(ending, cause="client")
                 raise
             finally:
@@ -150,11 +149,11 @@ class Conversation:
         if self.caller is not None and not self._lives_on:
             await self.caller.leave()
 
-    def _outlives(self, cause: str, *, properly: bool) -> bool:
+    def _outlives(self, cause: str, *, broke: bool) -> bool:
         """Whether the session goes on: it has another connection, or its visitor was cut off and may come back."""
         if cause == SessionMoved.reason or (self._returns and not self._session.attached):
             return True
-        return self._session.kept and (cause in CUT_OFF or (cause in ("client", "aborted") and not properly))
+        return self._session.kept and (broke or cause in CUT_OFF)
 
     @property
     def longest_s(self) -> float:

@@ -27,12 +27,15 @@ class WatchedSocket:
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
         self._code: int | None = None
+        self._wordless = False
 
     async def receive(self) -> Any:
         """As the socket's."""
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             self._code = int(message.get("code") or 1005)
+            # uvicorn says 1005 also of a connection that broke, and then gives no reason, not even an empty one.
+            self._wordless = self._code == 1005 and "reason" not in message
         return message
 
     async def send_bytes(self, data: bytes) -> None:
@@ -55,3 +58,7 @@ class WatchedSocket:
                 while self._code is None:
                     await self.receive()
         return self._code in PROPER_CODES
+
+    async def broke(self) -> bool:
+        """Whether nobody closed: its visitor may want to come back."""
+        return not await self.left_properly() or self._wordless

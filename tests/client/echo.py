@@ -56,6 +56,7 @@ class EchoServer:
         drops: frames by cause, reported as dropped after the handshake.
         spent_ms: by part, told after the handshake to whoever asked for its latency.
         mixes: answers everybody with what anybody said last.
+        grace_s: how long clients are told that they may come back; None gives no tokens.
         folder: files to serve beside the chat.
         frames: what was heard, of all sessions.
         queries: one per connection.
@@ -74,6 +75,8 @@ class EchoServer:
     end_after_frames: int | None = None
     end_code: int = 1011
     said: str = ""
+    grace_s: float | None = None
+    token: str = ""
     folder: Path | None = None
     model: str = "echo"
     frames: list[Pcm] = dataclasses.field(default_factory=list)
@@ -111,6 +114,9 @@ class EchoServer:
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
         path = urlsplit(request.path).path
         if path == "/api/chat":
+            query = dict(parse_qsl(urlsplit(request.path).query))
+            if "resume" in query and query["resume"] != self.token:
+                return _response(Refusal(410, '{"reason": "session_gone", "message": "too late"}', {}))
             return None if self.refusal is None else _response(self.refusal)
         if path == "/ready":
             return _response(self.refusal or Refusal(200, '{"ready": true}', {}))
@@ -149,6 +155,9 @@ class EchoServer:
             return
         if self.shakes:
             await connection.send(chat.handshake())
+        if self.grace_s is not None:
+            self.token = f"echo.{len(self.queries)}"
+            await connection.send(chat.metadata({"resume": {"token": self.token, "grace_s": self.grace_s}}))
         if self.drops is not None:
             await connection.send(chat.metadata({"type": "dropped", "frames": self.drops}))
         if self.spent_ms is not None and self.queries[-1].get("latency") == "1":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from serve_app.engine.engine import Engine
@@ -41,6 +42,10 @@ def _spec(session: int) -> SessionSpec:
     return SessionSpec(sampling=Sampling(audio_top_k=20 * session, text_seed=session, audio_seed=session))
 
 
+def _voice(session: int, number: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng([session, number]).normal(0, 0.2, FRAME_SAMPLES).astype(np.float32)
+
+
 def _converse(sessions: Sequence[int], poisoned: int | None = None) -> tuple[Engine, dict[int, Lease], Diary]:
     """These sessions, each with its own voice and its own sampling, all in one engine."""
     engine, diary = Engine(ModelRunner(small_duplex(), SESSIONS), clock=FakeClock()), Diary()
@@ -49,8 +54,7 @@ def _converse(sessions: Sequence[int], poisoned: int | None = None) -> tuple[Eng
         engine.open(lease, diary.note)
     for number in range(FRAMES):
         for session, lease in leases.items():
-            generator = np.random.default_rng([session, number])
-            pcm = generator.normal(0, 0.2, FRAME_SAMPLES).astype(np.float32)
+            pcm = _voice(session, number)
             if session == poisoned and number == 5:
                 pcm[7] = 1e38  # finite, and nothing after it is
             engine.push(lease, number, pcm)
@@ -91,9 +95,46 @@ def test_a_session_is_told_among_sixteen_what_it_is_told_alone() -> None:
     _, leases, crowd = _converse(range(SESSIONS))
     for session in (0, 5, 15):
         _, alone, diary = _converse([session])
-        for one, other in zip(crowd.steps[leases[session]], diary.steps[alone[session]], strict=True):
-            assert (one.step, one.text_token) == (other.step, other.text_token)
-            assert (one.codes == other.codes).all()
-            assert (one.pcm is None) == (other.pcm is None)
-            if one.pcm is not None and other.pcm is not None:
-                np.testing.assert_allclose(one.pcm, other.pcm, atol=2e-5)
+        _same(crowd.steps[leases[session]], diary.steps[alone[session]])
+
+
+def test_a_session_that_changed_hands_says_what_it_would_have_said_and_its_slots_next_holder_begins_afresh() -> None:
+    _, alone, expected = _converse([3])
+    _, stranger, fresh = _converse([5])
+    engine, diary = Engine(ModelRunner(small_duplex(), 2), slots=2, clock=FakeClock()), Diary()
+    other, lease = engine.acquire(_spec(7)), engine.acquire(_spec(3))
+    before = lease
+    for one in (other, lease):
+        engine.open(one, diary.note)
+    for number in range(FRAMES):
+        if number == 4:
+            assert engine.park(lease, diary.note)
+            for _ in range(3):
+                engine.push(other, 0, _voice(7, 0))
+                engine.tick()
+            lease = engine.retake(lease)
+            engine.open(lease, diary.note)
+        for one, session in ((other, 7), (lease, 3)):
+            engine.push(one, number, _voice(session, number))
+        engine.tick()
+    _same([*diary.steps[before], *diary.steps[lease]], expected.steps[alone[3]])
+
+    assert engine.park(lease, diary.note)
+    engine.close(lease)
+    engine.tick()
+    newcomer = engine.acquire(_spec(5))
+    assert newcomer.slot == lease.slot
+    engine.open(newcomer, diary.note)
+    for number in range(FRAMES):
+        engine.push(newcomer, number, _voice(5, number))
+        engine.tick()
+    _same(diary.steps[newcomer], fresh.steps[stranger[5]])
+
+
+def _same(said: Sequence[Stepped], expected: Sequence[Stepped]) -> None:
+    for one, other in zip(said, expected, strict=True):
+        assert (one.number, one.step, one.text_token) == (other.number, other.step, other.text_token)
+        assert (one.codes == other.codes).all()
+        assert (one.pcm is None) == (other.pcm is None)
+        if one.pcm is not None and other.pcm is not None:
+            np.testing.assert_allclose(one.pcm, other.pcm, atol=2e-5)

@@ -11,6 +11,7 @@ from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Gr
 from serve_app.errors import ChorusError, DaySpent, EngineLost, NotAllowed, QueueFull, SessionOver
 from serve_app.serving.admission_host import Opened
 from serve_app.serving.caller import PATIENCE_S, Caller
+from serve_app.serving.granted import Admitted, Past
 from serve_app.serving.knock import Knock
 from serve_app.serving.term import mind_term
 from serve_app.units import SessionId
@@ -176,3 +177,31 @@ async def test_a_session_without_a_limit_is_never_warned() -> None:
     assert not minding.done()
     assert stage.told == []
     minding.cancel()
+
+
+@on_loop
+async def test_a_session_that_came_back_lasts_what_is_left_of_it_and_is_let_in_no_second_time() -> None:
+    stage = Stage([])
+    stage.host.confirms = False
+    past = Past(Admitted(SessionId("s"), "acme", "e", 100.0), 70.0)
+    caller = Caller.back(stage.host, past, lambda: stage.now_s, stage.sleep)
+    assert (caller.session, caller.tenant, caller.waits) == ("s", "acme", False)
+    await caller.confirm()
+    caller.goes_live()
+    with pytest.raises(SessionOver):
+        await mind_term(caller, stage.tell, stage.sleep)
+    assert stage.told == [(0.0, {"session": {"ends_in_s": 30}})]
+    await caller.leave()
+    assert stage.host.left == [("s", 100.0)]
+    assert stage.host.asked == []
+
+
+@on_loop
+async def test_a_session_that_came_back_too_late_for_its_limit_ends_at_once() -> None:
+    stage = Stage([])
+    past = Past(Admitted(SessionId("s"), "acme", "e", 100.0), 130.0)
+    caller = Caller.back(stage.host, past, lambda: stage.now_s, stage.sleep)
+    caller.goes_live()
+    with pytest.raises(SessionOver):
+        await mind_term(caller, stage.tell, stage.sleep)
+    assert stage.now_s == 0.0

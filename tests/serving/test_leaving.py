@@ -47,6 +47,22 @@ async def test_the_code_of_a_close_tells_whether_it_was_one(code: int | None, pr
     assert await watched.left_properly() is properly
 
 
+@pytest.mark.parametrize(
+    ("said", "broke"),
+    [
+        ({"code": 1000, "reason": ""}, False),
+        ({"code": 1001, "reason": ""}, False),
+        ({"code": 1005, "reason": ""}, False),  # a close frame without a code
+        ({"code": 1005}, True),  # how uvicorn tells of a connection that broke
+        ({"code": 1006}, True),
+        ({"code": 1012, "reason": ""}, True),
+    ],
+)
+@on_loop
+async def test_a_connection_that_broke_is_told_from_one_that_was_closed(said: dict[str, Any], broke: bool) -> None:
+    assert await WatchedSocket(Socket({"type": "websocket.disconnect", **said}, ends=True)).broke() is broke
+
+
 @on_loop
 async def test_a_close_that_nobody_had_read_yet_is_found_behind_what_came_before() -> None:
     assert await WatchedSocket(Socket(SOUND, SOUND, gone(1000))).left_properly()

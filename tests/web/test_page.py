@@ -76,7 +76,7 @@ async def test_settings_reach_the_server_as_kyutai_spells_them(browser: Browser)
     server = EchoServer()
     async with opened(server, browser) as page:
         await page.evaluate(
-            "((f) => { f.text_temperature.value = '0.25'; f.seed.value = '42'; })(document.forms[0].elements)"
+            "((f) => { f.text_temperature.value = '0.25'; f.seed.value = '42'; })(document.forms.settings.elements)"
         )
         await page.click("#toggle")
         await page.until(LIVE)
@@ -88,6 +88,7 @@ async def test_settings_reach_the_server_as_kyutai_spells_them(browser: Browser)
             "audio_topk": "250",
             "text_seed": "42",
             "audio_seed": "42",
+            "resumable": "1",
         }
     ]
 
@@ -154,7 +155,7 @@ async def test_a_refused_visitor_reads_why(browser: Browser, refusal: Refusal, w
 @in_loop
 async def test_refused_settings_point_to_the_settings(browser: Browser) -> None:
     async with opened(EchoServer(refusal=Refusal(400, '{"reason": "bad_parameter"}', {})), browser) as page:
-        await page.evaluate("document.forms[0].elements.text_topk.value = '7'")
+        await page.evaluate("document.forms.settings.elements.text_topk.value = '7'")
         await page.click("#toggle")
         await page.until(ALERT)
         assert "refused the settings" in await page.text("#alert")
@@ -284,3 +285,34 @@ async def test_the_page_asks_nobody_but_its_own_server(browser: Browser) -> None
             "[...new Set(performance.getEntriesByType('resource').map((e) => new URL(e.name).origin))]"
         )
         assert origins == [await page.evaluate("location.origin")]
+
+
+@in_loop
+async def test_a_connection_that_breaks_is_made_again_and_the_conversation_goes_on(browser: Browser) -> None:
+    server = EchoServer(grace_s=10.0)
+    async with opened(server, browser) as page:
+        await page.click("#toggle")
+        for times in (2, 3):  # pieces that the word splits the text into
+            await page.until(f"document.querySelector('#text').textContent.split('word1').length >= {times}")
+            token = server.token
+            server.abort()
+            await page.until(f"document.querySelector('#text').textContent.split('word1').length > {times}")
+            assert server.queries[-1]["resume"] == token
+            assert await page.evaluate(LIVE)
+        assert await page.evaluate("document.querySelector('#alert').hidden")
+        await page.click("#toggle")
+        await page.until(ENDED)
+        assert page.console == []
+
+
+@in_loop
+async def test_a_conversation_that_is_not_kept_ends_as_it_broke(browser: Browser) -> None:
+    server = EchoServer(grace_s=0.5)
+    async with contextlib.AsyncExitStack() as stack:
+        page = await stack.enter_async_context(opened(server, browser))
+        await page.click("#toggle")
+        await page.until("document.querySelector('#text').textContent.startsWith('word1')")
+        server.token = "another"
+        server.abort()
+        await page.until(f"{ENDED} && {ALERT}")
+        assert "connection to the server broke" in await page.text("#alert")
