@@ -54,7 +54,7 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
             times = [cell["reference"]["p50_ms"] for cell in known]
             panel.plot([cell["rows"] for cell in known], times, "s-", color=THEIRS, label="reference, median")
         panel.axhline(FRAME_MS, color="black", linewidth=0.8, linestyle="--")
-        panel.set(title=f"L = {label}", xlabel="conversations")
+        panel.set(title=f"L = {label}", xlabel="conversations", xticks=rows)
     panels[0][0].set(ylabel="ms a tick", ylim=(0, 1.15 * max(FRAME_MS, *_medians(result))))  # panels share it
     panels[0][-1].legend(fontsize=8, framealpha=0.9)
     _save(path, figure, pyplot, result)
