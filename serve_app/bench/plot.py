@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from serve_app.bench.trace import KINDS, SMALL
 from serve_app.errors import ConfigError
 from serve_app.units import FRAME_MS
 
 SUFFIXES: Final = (".png", ".svg")
 OURS, THEIRS, FLOOR = "#2563eb", "#9ca3af", "#16a34a"
-KINDS: Final = ("#2563eb", "#0ea5e9", "#f59e0b", "#16a34a", "#a855f7", "#9ca3af")
+COLOURS: Final = ("#2563eb", "#0ea5e9", "#f59e0b", "#16a34a", "#a855f7", "#9ca3af")
 
 
 def check(path: Path) -> None:
@@ -54,7 +55,7 @@ def draw(path: Path, result: Mapping[str, Any]) -> None:
             times = [cell["reference"]["p50_ms"] for cell in known]
             panel.plot([cell["rows"] for cell in known], times, "s-", color=THEIRS, label="reference, median")
         panel.axhline(FRAME_MS, color="black", linewidth=0.8, linestyle="--")
-        panel.set(title=f"L = {label}", xlabel="conversations")
+        panel.set(title=f"L = {label}", xlabel="conversations", xticks=rows)
     panels[0][0].set(ylabel="ms a tick", ylim=(0, 1.15 * max(FRAME_MS, *_medians(result))))  # panels share it
     panels[0][-1].legend(fontsize=8, framealpha=0.9)
     _save(path, figure, pyplot, result)
@@ -73,14 +74,13 @@ def draw_profiles(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
         if not stages:
             raise ConfigError("--profile", f"{result['model']['name']}: this result has none")
         starts = [0.0] * len(stages)
-        kinds = dict.fromkeys(kind for spent in stages.values() for kind in spent)
-        for kind, colour in zip(sorted(kinds, key=lambda kind: -_total(stages, kind)), KINDS, strict=False):
+        for kind, colour in zip((*KINDS, SMALL), COLOURS, strict=True):
             widths = [spent.get(kind, 0.0) for spent in stages.values()]
             panel.barh(list(stages), widths, left=starts, color=colour, label=kind)
             starts = [start + width for start, width in zip(starts, widths, strict=True)]
         panel.invert_yaxis()
         panel.set(title=f"{result['model']['name']}, B = {result['cells'][-1]['rows']}", xlabel="ms a tick")
-        panel.legend(fontsize=8, framealpha=0.9)
+    panels[0][0].legend(fontsize=8, framealpha=0.9, loc="lower right")
     _save(path, figure, pyplot, results[0])
 
 
@@ -100,10 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"serve_app.bench.plot: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
-
-
-def _total(stages: Mapping[str, Mapping[str, float]], kind: str) -> float:
-    return sum(spent.get(kind, 0.0) for spent in stages.values())
 
 
 def _pyplot(path: Path) -> Any:
