@@ -26,6 +26,8 @@ COLUMNS: Final = 24
 COLUMN_INCH, ROW_INCH = 0.6, 0.32
 POINTS: Final = 150
 ASK_S: Final = 10.0
+MARKS: Final = 4
+"""On the axis of time, from its beginning to its end."""
 LEGEND_CHARACTERS: Final = 28
 """Names of processes are longer, and here they stand beside each other."""
 UNITS: Final[Mapping[str, tuple[float, str]]] = {
@@ -92,11 +94,15 @@ def _draw_panel(axes: Any, panel: Mapping[str, Any], shown: Sequence[Line], bega
         axes.plot(moments, [factor * value for value in line.values], linewidth=1.6, label=_short(line.legend) or "0")
     axes.set_title(panel["title"], loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel(unit, fontsize=8)
-    axes.set_xlim(*(datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in (began_s, ended_s)))
+    span_s = ended_s - began_s
+    marks = [
+        datetime.datetime.fromtimestamp(began_s + span_s * mark / MARKS, datetime.UTC) for mark in range(MARKS + 1)
+    ]
+    axes.set_xlim(marks[0], marks[-1])
+    axes.set_xticks(marks)
     axes.set_ylim(bottom=defaults.get("min"), top=None if any(values) else 1.0)
     dates: Any = importlib.import_module("matplotlib.dates")
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=6))
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
