@@ -439,6 +439,17 @@ class Config(pydantic.BaseModel):
         """Of the first model."""
         return self.engines[ENGINE_APPLICATION]
 
+    def engine_of(self, model: str | None) -> EngineSettings:
+        """Of the model of this name; None is the first one. Raises ConfigError: there is none of this name."""
+        if model is None:
+            return self.engine
+        found = next((engine for engine in self.engines.values() if engine.name == model), None)
+        if found is None:
+            raise ConfigError(
+                str(self.path), f"has no model {model}; it has {', '.join(self.models) or 'one, unnamed'}"
+            )
+        return found
+
     @property
     def models(self) -> tuple[str, ...]:
         """What the models are called, where there are several; none where there is one, which may go without."""

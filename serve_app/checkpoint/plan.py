@@ -164,7 +164,7 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
         ConfigError, CheckpointError: the deployment or the checkpoint cannot be read.
     """
     if options.target.suffix in CONFIG_SUFFIXES:
-        engine = read_config(options.target).engine
+        engine = read_config(options.target).engine_of(options.model)
         if engine.checkpoint is None:
             raise ConfigError(str(options.target), "has no checkpoint, so there is nothing to plan")
         source, device, slots = source_of(engine.checkpoint), engine.device, options.slots or engine.slots
@@ -207,6 +207,7 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="serve_app plan", description="Say what fits, without loading anything.")
     parser.add_argument("target", type=Path, help="a deployment such as configs/prod.yaml, or a checkpoint's folder")
+    parser.add_argument("--model", help="of the deployment, where it has several; default: the first")
     parser.add_argument("--memory-gib", type=float, help="of the device; else what this machine has")
     parser.add_argument("--slots", type=int, help="in place of the deployment's")
     parser.add_argument("--context", type=int, help="steps that attention sees, at most the checkpoint's")

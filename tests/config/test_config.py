@@ -173,6 +173,13 @@ def test_each_further_engine_application_is_a_model_and_the_one_called_engine_co
     assert read.models == ("a", "b")
 
 
+def test_the_engines_of_a_model_are_found_by_its_name(tmp_path: Path) -> None:
+    read = read_config(write(tmp_path, with_models({"name": "a", "slots": 3}, {"name": "b", "slots": 5})))
+    assert [read.engine_of(name).slots for name in (None, "a", "b")] == [3, 3, 5]
+    with pytest.raises(ConfigError, match="no model c; it has a, b"):
+        read.engine_of("c")
+
+
 @pytest.mark.parametrize(
     ("engines", "why"),
     [
