@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 # What defines the operations.
-from serve_app.model import delays, fused, fused_codec, text_bias  # noqa: F401
+from serve_app.model import delays, fused, fused_codec, pages, text_bias  # noqa: F401
 from serve_app.model.kernels.splits import in_one, split_count
 from serve_app.model.operation import BODIES, KERNELS
 
 MODULES: Final = {
     "norm": "norm",
     "add_norm": "norm",
+    "embed_norm": "norm",
     "rope_table": "positions",
     "window": "positions",
+    "locate": "positions",
     "rope_append": "rope",
     "decode_attention": "attention",
     "ring_attention": "ring",
@@ -38,6 +40,7 @@ MODULES: Final = {
     "residual_sum": "embed",
     "residual_search": "codebook",
     "windows": "windows",
+    "elu_product": "residual",
     "fill_rows": "rows",
     "all_finite": "rows",
     "noise_keys": "tokens",
