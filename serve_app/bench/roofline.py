@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from serve_app.bench.machine import Machine
 from serve_app.model.duplex import Duplex
 from serve_app.model.mimi import Mimi
+from serve_app.model.quantised_kv import KvName
 from serve_app.model.transformer import TransformerConfig
 from serve_app.units import FRAME_SAMPLES
 
@@ -47,10 +48,10 @@ class Work:
         return 1_000 * max(read_s, flop / machine.product_flop_s[self.dtype])
 
 
-def work_of(duplex: Duplex, dtype: torch.dtype) -> Mapping[str, Work]:
+def work_of(duplex: Duplex, dtype: torch.dtype, kv: KvName | None = None) -> Mapping[str, Work]:
     """By stage; of a model on any device, ``meta`` included: shapes alone count.
 
-    Keys and values count in ``dtype``, as the weights do.
+    Keys and values count in ``dtype``, as the weights do, unless they are kept in 8 bits: then with their scales.
     """
     lm, c = duplex.lm, duplex.lm.config
     name, size = _name(dtype), dtype.itemsize
@@ -77,7 +78,7 @@ def work_of(duplex: Duplex, dtype: torch.dtype) -> Mapping[str, Work]:
         "lm": Work(
             weight_bytes=size * products,
             row_flop=2 * products,
-            step_bytes=_attention(c.main, size),
+            step_bytes=_attention(c.main, size) if kv is None else _attention(c.main, 1) + _scales(c.main),
             step_flop=_attention_flop(c.main),
             capacity=c.context,
             dtype=name,
@@ -105,6 +106,10 @@ def _weights(*modules: nn.Module) -> int:
 
 def _attention(config: TransformerConfig, size: int) -> int:
     return KEY_AND_VALUE * config.layers * config.kv_heads * config.head_dim * size
+
+
+def _scales(config: TransformerConfig) -> int:
+    return KEY_AND_VALUE * config.layers * config.kv_heads * FP32_BYTES
 
 
 def _attention_flop(config: TransformerConfig) -> int:
