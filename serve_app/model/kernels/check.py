@@ -7,7 +7,6 @@ interpreter, and times nothing; ``--list`` says what a GPU would be asked.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -18,7 +17,7 @@ from serve_app.model.kernels import plug
 from serve_app.model.kernels.cases import SMALL, Case, Sizes, cases, difference
 
 AGREES, DIFFERS, NOTHING = 0, 1, 2
-INTERPRET: Final = "TRITON_INTERPRET"
+INTERPRET: Final = "TRITON_INTERPRET=1"
 
 _REPEATS: Final = 20
 _COPY_BYTES: Final = 1 << 30
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interpret() -> int:
-    if os.environ.get(INTERPRET) != "1":  # fixed when kernels are decorated, and torch may import triton before us
+    if not plug.interpreted():
         return _again_interpreted()
     with plug.plugged("cpu"):
         results = _told(_compared(case, case.ours) for case in cases(torch.device("cpu"), SMALL))
@@ -63,8 +62,8 @@ def _again_interpreted() -> int:
     """The same command in a process that was told from its beginning to interpret."""
     import subprocess
 
-    command = [sys.executable, "-m", "serve_app.model.kernels.check", "--interpret"]
-    return subprocess.run(command, env={**os.environ, INTERPRET: "1"}, check=False).returncode
+    command = ["env", INTERPRET, sys.executable, "-m", "serve_app.model.kernels.check", "--interpret"]
+    return subprocess.run(command, check=False).returncode
 
 
 def _list() -> int:

@@ -93,6 +93,12 @@ def kernel(name: str) -> Callable[..., Any]:
     return made
 
 
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter: fixed by the environment when they are first imported."""
+    door, gate = (importlib.import_module(f"{__package__}.{name}") for name in ("jit", "gate"))
+    return bool(door.interpreted(gate._gate))
+
+
 def launches(name: str, arguments: Sequence[Any]) -> int | None:
     """How many kernels an operation launches once it is plugged in; None where it has none of its own."""
     if name not in MODULES:
