@@ -13,7 +13,7 @@ from torch import Tensor
 from serve_app.bench.fill import place
 from serve_app.bench.ours import Ours
 from serve_app.bench.reference import Reference
-from serve_app.model.duplex import Duplex
+from serve_app.model.duplex import Duplex, DuplexState
 from serve_app.model.lm import Given
 from serve_app.model.state import all_rows
 
@@ -102,7 +102,8 @@ def of_measured(ours: Ours, steps: Sequence[int], ticks: int) -> Agreement:
     lm = duplex.lm
     ours.place(steps)
     with torch.inference_mode():
-        state = duplex.init_state(rows, lm.device, lm.dtype)
+        state = duplex.init_state(rows, lm.device, lm.dtype, ours.storage)
+        _give_pages(state, steps, ticks)
         place(duplex, state, range(rows), steps)
         every, live = all_rows(rows, lm.device), [True] * rows
         for _ in range(ticks):
@@ -117,6 +118,17 @@ def of_measured(ours: Ours, steps: Sequence[int], ticks: int) -> Agreement:
             if all(live):
                 found.differ(plain.pcm.cpu(), torch.from_numpy(ours.last.pcm))
     return found
+
+
+def _give_pages(state: DuplexState, steps: Sequence[int], ticks: int) -> None:
+    """Where slots share pages, those that every row needs for so many ticks."""
+    store, given = state.lm.transformer.pages, 1
+    if store is None:
+        return
+    for slot, made in enumerate(steps):
+        blocks = min(-(-(made + ticks) // store.page_steps), store.table.shape[1])
+        store.give(slot, range(given, given + blocks))
+        given += blocks
 
 
 class _spied:  # noqa: N801

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -11,6 +11,9 @@ from serve_app.units import FRAME_MS
 
 SPARE_SHARE: Final = 0.1
 """Of the memory, as `serve_app plan` keeps it."""
+
+BESIDE: Final = 2
+"""Pages that nobody has: the blank one and scratch."""
 
 LEVEL_MS: Final = 1e-3
 """A row that costs less was not measured: the line would meet 80 ms anywhere."""
@@ -44,6 +47,52 @@ class Capacity:
         if self.by_time is None:
             return None
         return "time" if self.by_time < self.by_memory else "memory"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Memory, and what weights, slots and the pages that they share take of it.
+
+    Attributes:
+        page_bytes, page_steps: of a page; 0 where every slot is a ring that is as long as the context.
+        context: the most steps that a slot holds.
+        spare_steps: that a slot may make besides those it is measured at.
+    """
+
+    memory_bytes: int
+    weights_bytes: int
+    slot_bytes: int
+    page_bytes: int = 0
+    page_steps: int = 0
+    context: int = 0
+    spare_steps: int = 0
+
+    def pages(self, steps: Sequence[int]) -> int:
+        """That conversations of these lengths hold."""
+        if not self.page_bytes:
+            return 0
+        return sum(-(-min(made + self.spare_steps, self.context) // self.page_steps) for made in steps)
+
+    def needs(self, steps: Sequence[int]) -> int:
+        """Memory for a slot of each of these lengths, the spare tenth included."""
+        shared = (self.pages(steps) + BESIDE) * self.page_bytes
+        return needed(self.weights_bytes + shared, self.slot_bytes, len(steps))
+
+    def fits(self, steps: Sequence[int]) -> bool:
+        """Whether it is there."""
+        return self.needs(steps) <= self.memory_bytes
+
+    def most(self, lengths: Callable[[int], Sequence[int]]) -> int:
+        """The most slots that fit, given the lengths of a batch by its size."""
+        if not self.page_bytes:
+            return fitting(self.memory_bytes, self.weights_bytes, self.slot_bytes)
+        least, beyond = 0, 1
+        while self.fits(lengths(beyond)):
+            least, beyond = beyond, 2 * beyond
+        while beyond - least > 1:
+            middle = (least + beyond) // 2
+            least, beyond = (middle, beyond) if self.fits(lengths(middle)) else (least, middle)
+        return least
 
 
 def fitting(memory_bytes: int, weights_bytes: int, slot_bytes: int) -> int:

@@ -16,6 +16,7 @@ from serve_app.bench.run import Asked, Run
 from serve_app.bench.shapes import PRESETS, shapes_of
 from serve_app.checkpoint.memory import device_memory
 from serve_app.errors import ChorusError, ConfigError
+from serve_app.model.quantised_kv import KV_DTYPES
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GIB: Final = 1 << 30
@@ -90,6 +91,9 @@ def _asked(options: argparse.Namespace) -> Asked:
         seed=options.seed,
         weights=options.weights,
         codec_dtype=DTYPES[options.codec_dtype or "float32"],
+        pages=options.pages,
+        page_steps=options.page_steps,
+        kv=options.kv,
     )
 
 
@@ -145,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-reference", dest="reference", action="store_false", help="ours alone, though moshi is installed")
     add("--reference-compiled", action=argparse.BooleanOptionalAction, help="let it use torch.compile; on a GPU it may")
     add("--no-sparse", dest="sparse", action="store_false", help="leave out 4 rows among 64 slots")
+    add("--pages", action="store_true", help="slots share as many pages of keys and values as a batch needs")
+    add("--page-steps", type=_count, default=64, help="of one page (%(default)s)")
+    add("--kv", choices=sorted(KV_DTYPES), help="keep keys and values in 8 bits")
     add("--baseline", type=Path, metavar="FILE", help="hold the medians against an earlier run on the same device")
     add("--save-baseline", type=Path, metavar="FILE", help="keep this run's JSON")
     drawn = "draw tick time against floor and reference; may be given twice"

@@ -1,9 +1,10 @@
 """Kernels that one whole tick launches, counted on the meta device: no GPU, no weights, no time.
 
-What counts: every operation that reads or writes device memory is one kernel, a copy, a concatenation and a custom
-operation included, and so is scaled dot-product attention, whatever its decomposition. What does not: views, shapes,
-empty allocations, and scalars on the host. A library may use two kernels where this counts one (top-k, split keys) and
-the count is the same for every batch size.
+What counts: every operation that reads or writes device memory is one kernel, a copy and a concatenation included, and
+so is scaled dot-product attention, whatever its decomposition. An operation of ours counts what its Triton kernel
+launches (`plug.launches`: two where a row's keys are split, which few rows need). What does not count: views, shapes,
+empty allocations, and scalars on the host. A library may use two kernels where this counts one (a product whose inner
+dimension is split).
 
     python -m serve_app.bench.kernels
 """
@@ -21,7 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from serve_app.model.duplex import Duplex
+from serve_app.model.kernels.plug import launches
 from serve_app.model.lm import Given, LMConfig
+from serve_app.model.operation import NAMESPACE
+from serve_app.model.pages import Storage
 from serve_app.model.state import Rows
 from serve_app.units import FRAME_SAMPLES
 
@@ -71,8 +75,8 @@ class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        if not self.paused and _launches(func, (args, kwargs, made)):
-            self.kernels[func.overloadpacket.__name__] += 1
+        if not self.paused and (launched := _launches(func, args, (kwargs, made))):
+            self.kernels[func.overloadpacket.__name__] += launched
         return made
 
 
@@ -96,23 +100,29 @@ class _Whole(TorchFunctionMode):
             self._counter.paused = False
 
 
-def _launches(func: Any, touched: Any) -> bool:
-    if func.is_view or func.overloadpacket.__name__ in _FREE:
-        return False
-    return any(isinstance(leaf, Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves(touched))
+def _launches(func: Any, args: Sequence[Any], others: Any) -> int:
+    name = func.overloadpacket.__name__
+    if func.is_view or name in _FREE:
+        return 0
+    if func.namespace == NAMESPACE:
+        ours = launches(name, args)
+        assert ours is not None, f"{name} has no kernel: what it launches is not known"
+        return ours
+    return int(any(isinstance(leaf, Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves((args, others))))
 
 
-def count(duplex: Duplex, rows: int = 4) -> TickKernels:
+def count(duplex: Duplex, rows: int = 4, storage: Storage | None = None) -> TickKernels:
     """Count one tick of ``rows`` rows, nobody under guidance, every top-k within the sorted candidates.
 
     Not the first: weights that are laid out once, on their first use, are so already.
 
     Args:
         duplex: of any device; only its shapes are used, and it is on the meta device afterwards.
+        storage: of keys and values; None is rings.
     """
     duplex = duplex.to(META).eval()
     duplex.lm.lay_out()
-    state = duplex.init_state(rows, META, torch.bfloat16)
+    state = duplex.init_state(rows, META, torch.bfloat16, storage)
     slots = torch.zeros(rows, dtype=torch.int64, device=META)
     now = Rows(slots, torch.ones(rows, dtype=torch.bool, device=META), slots)
     pcm = torch.zeros(rows, 1, FRAME_SAMPLES, device=META)

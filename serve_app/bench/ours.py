@@ -10,6 +10,7 @@ from serve_app.engine.batch import TickBatch, TickResult
 from serve_app.engine.captured import capture_on
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.model.duplex import Duplex
+from serve_app.model.pages import Storage
 from serve_app.spec import GREEDY, SessionSpec
 from serve_app.units import FRAME_SAMPLES, Slot
 
@@ -23,11 +24,12 @@ class Ours:
 
     Args:
         slots: of the runner, the most rows that are measured.
+        storage: of keys and values; its pages are to be enough for what is placed. None is rings.
     """
 
-    def __init__(self, duplex: Duplex, slots: int, seed: int = 0) -> None:
-        self.duplex = duplex
-        self.runner = ModelRunner(duplex, slots, capture=capture_on(duplex.lm.device))
+    def __init__(self, duplex: Duplex, slots: int, seed: int = 0, *, storage: Storage | None = None) -> None:
+        self.duplex, self.storage = duplex, storage
+        self.runner = ModelRunner(duplex, slots, capture=capture_on(duplex.lm.device), storage=storage)
         self.runner.warm_up()
         self.last: TickResult | None = None
         self._heard = noise(slots, seed)
@@ -39,13 +41,17 @@ class Ours:
         """Open a row for each number of steps, in the middle of a conversation that has made so many."""
         self._slots = tuple(range(len(steps))) if slots is None else tuple(slots)
         self._steps, self._ticks = tuple(steps), 0
+        if self.runner.pool is not None:
+            self.runner.pool.release(range(self.runner.slots))
         for slot in self._slots:
             self.runner.open(Slot(slot), SessionSpec(sampling=GREEDY))
+        self.runner.stand_at(self._slots, self._steps)
         place(self.duplex, self.runner.state, self._slots, self._steps)
 
     def rewind(self) -> None:
         """Back to the number of steps that the rows were placed with."""
         rewind(self.duplex, self.runner.state, self._slots, self._steps)
+        self.runner.stand_at(self._slots, self._steps)
         self._ticks = 0
 
     def frame(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

@@ -22,7 +22,10 @@ def heading(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"this run   copies {machine['copy_bytes_s'] / 1e9:,.1f} GB/s, products {rates}"
     parameters = f"{model['parameters'] / 1e6:,.1f} M parameters, {model['lm_parameters'] / 1e6:,.1f} M in the LM"
     yield f"model      {model['name']} {result['dtype']}: {parameters}, context {model['context']}"
-    yield f"memory     weights {size(model['weights_bytes'])}, state {size(model['slot_bytes'])} a slot"
+    storage = result["storage"]
+    kept = f" in {storage['kv']}" if storage["kv"] else ""
+    shared = f", pages of {storage['page_steps']} steps {size(model['page_bytes'])}" if storage["page_steps"] else ""
+    yield f"memory     weights {size(model['weights_bytes'])}, state {size(model['slot_bytes'])} a slot{shared}{kept}"
     yield f"counts     {', '.join(result['stages'])}; times in ms, copies to and from the device included"
     yield f"reference  {result['reference'] or 'not here: pip install --no-deps moshi==0.2.13'}"
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from serve_app.bench.machine import Machine
 from serve_app.model.duplex import Duplex
 from serve_app.model.mimi import Mimi
+from serve_app.model.quantised_kv import KvName
 from serve_app.model.quantised_linear import WeightsName
 from serve_app.model.transformer import TransformerConfig
 from serve_app.units import FRAME_SAMPLES
@@ -54,6 +55,7 @@ def work_of(
     *,
     weights: WeightsName | None = None,
     codec_dtype: torch.dtype = torch.float32,
+    kv: KvName | None = None,
 ) -> Mapping[str, Work]:
     """By stage; of a model on any device, ``meta`` included: shapes alone count.
 
@@ -62,6 +64,7 @@ def work_of(
         dtype: of the language model, keys and values included.
         weights: of its matrices; 8 bits are multiplied in bf16.
         codec_dtype: of the codec, its codebooks excepted.
+        kv: of keys and values, scales counted, where they are kept in 8 bits.
     """
     lm, c = duplex.lm, duplex.lm.config
     size, codec_size = dtype.itemsize, codec_dtype.itemsize
@@ -89,7 +92,7 @@ def work_of(
         "lm": Work(
             weight_bytes=held * products,
             row_flop=2 * products,
-            step_bytes=_attention(c.main, size),
+            step_bytes=_attention(c.main, size) if kv is None else _attention(c.main, 1) + _scales(c.main),
             step_flop=_attention_flop(c.main),
             capacity=c.context,
             dtype=name,
@@ -117,6 +120,10 @@ def _weights(*modules: nn.Module) -> int:
 
 def _attention(config: TransformerConfig, size: int) -> int:
     return KEY_AND_VALUE * config.layers * config.kv_heads * config.head_dim * size
+
+
+def _scales(config: TransformerConfig) -> int:
+    return KEY_AND_VALUE * config.layers * config.kv_heads * FP32_BYTES
 
 
 def _attention_flop(config: TransformerConfig) -> int:

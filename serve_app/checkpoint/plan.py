@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from serve_app.checkpoint.beside import GRAPHS, graph_bytes, laid_out_bytes
 from serve_app.checkpoint.duplex import build_on_meta, read_shapes
 from serve_app.checkpoint.memory import device_memory
 from serve_app.checkpoint.occupancy import MEAN_S, most_sessions
@@ -25,7 +26,7 @@ from serve_app.registry import located
 
 META: Final = torch.device("meta")
 SPARE_SHARE: Final = 0.1
-"""Of the memory: activations of a tick, captured graphs, the allocator's rounding, the driver."""
+"""Of the memory: activations of ticks that nobody captures, the allocator's rounding, the driver."""
 GIB: Final = 1 << 30
 CONFIG_SUFFIXES: Final = (".yaml", ".yml")
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,6 +43,7 @@ class Plan:
         context: steps that the language model's attention sees.
         page: of one page of keys and values; 0 where every slot has room for its whole context, ``lm_state`` then.
         page_steps: steps of it.
+        beside: what else is there, whatever the slots: see `beside`.
     """
 
     codec_weights: int
@@ -52,6 +54,7 @@ class Plan:
     context: int
     page: int = 0
     page_steps: int = 0
+    beside: int = 0
 
     @property
     def weights(self) -> int:
@@ -63,9 +66,9 @@ class Plan:
         return self.codec_state + self.lm_state
 
     def needs(self, slots: int, pages: int = 0) -> int:
-        """Bytes that ``slots`` slots, the scratch row, the pages and the weights take."""
+        """Bytes that ``slots`` slots, the scratch row, the pages, the weights and what is beside them take."""
         shared = (pages + 2) * self.page if self.page else 0
-        return self.weights + (slots + 1) * self.state + shared
+        return self.weights + self.beside + (slots + 1) * self.state + shared
 
     def fits(self, memory_bytes: int, pages: int = 0) -> int:
         """Slots that fit beside the weights, the pages and the scratch row, with a tenth of the memory to spare."""
@@ -74,7 +77,7 @@ class Plan:
 
     def shares(self, memory_bytes: int) -> tuple[int, int]:
         """Conversations of the usual lengths that fit when they share pages, and how many pages: see `occupancy`."""
-        room = int(memory_bytes * (1 - SPARE_SHARE)) - self.weights
+        room = int(memory_bytes * (1 - SPARE_SHARE)) - self.weights - self.beside
         return most_sessions(room, self.state, self.page, self.page_steps, self.context)
 
     def require(self, slots: int, memory_bytes: int, pages: int = 0) -> None:
@@ -130,6 +133,26 @@ def plan(
     )
 
 
+def beside_of(
+    layout: Layout,
+    dtype: torch.dtype,
+    device: str,
+    slots: int,
+    context: int | None = None,
+    *,
+    weights: WeightsName | None = None,
+    codec_dtype: torch.dtype = torch.float32,
+) -> int:
+    """What an engine of so many slots takes beside weights and state: see `beside`. Takes a second or two."""
+    duplex = build_on_meta(*read_shapes(layout, context), weights, codec_dtype)
+    if not device.startswith("cuda"):
+        return laid_out_bytes(duplex, slots, dtype, codec_dtype)
+    duplex.lm.to(dtype)
+    duplex.eval()
+    guided = bool(layout.config.get("conditioners"))
+    return graph_bytes(duplex, slots, guided=guided, dtype=dtype)
+
+
 def source_of(settings: CheckpointSettings) -> CheckpointSource:
     """The checkpoint that a deployment names.
 
@@ -178,6 +201,9 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
     storage = dataclasses.replace(storage, pages=options.pages or storage.pages, kv=options.kv or storage.kv)
     layout, pages = read_layout(source), storage.pages or 0
     made = plan(layout, DTYPES[dtype], context, storage, weights=weights, codec_dtype=DTYPES[codec])
+    if options.target.suffix in CONFIG_SUFFIXES:  # a folder alone says nothing of a device
+        beside = beside_of(layout, DTYPES[dtype], device, slots, context, weights=weights, codec_dtype=DTYPES[codec])
+        made = dataclasses.replace(made, beside=beside)
     memory = device_memory(device) if options.memory_gib is None else int(options.memory_gib * GIB)
 
     yield f"checkpoint        {source}"
@@ -191,6 +217,14 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
     yield f"state per slot    {_size(made.state)}: {parts}"
     if pages:
         yield f"pages             {pages} of {made.page_steps} steps and {_size(made.page)}, which all slots share"
+    if not made.beside:
+        yield "beside            unknown without a deployment: graphs of a GPU, or what a CPU lays out"
+    elif device.startswith("cuda"):
+        parts = f"the most that lives at once in a tick of {slots} rows, and {GRAPHS} graphs; an estimate"
+        yield f"captured graphs   {_size(made.beside)}: {parts}"
+    else:
+        parts = f"weights as oneDNN reads them, for ticks of {slots} rows; Python and torch take some 400 MiB more"
+        yield f"laid out          {_size(made.beside)}: {parts}"
     yield f"{slots:<4d} slots need   {_size(made.needs(slots, pages))}, scratch row included"
     if memory is None:
         yield f"slots that fit    unknown: no {device} device here; give --memory-gib"
@@ -198,6 +232,7 @@ def describe(options: argparse.Namespace) -> Iterator[str]:
         yield f"slots that fit    {made.fits(memory, pages)} in {_size(memory)}, a tenth of it kept free"
         paged = dataclasses.replace(storage, pages=1)
         shared = plan(layout, DTYPES[dtype], context, paged, weights=weights, codec_dtype=DTYPES[codec])
+        shared = dataclasses.replace(shared, beside=made.beside)
         sessions, most = shared.shares(memory)
         kept = storage.kv or dtype
         lengths = f"of lognormal length, mean {MEAN_S / 60:g} min; short of pages once in 100,000 moments"

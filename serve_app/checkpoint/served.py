@@ -9,7 +9,7 @@ import torch
 from serve_app.checkpoint.duplex import load_duplex
 from serve_app.checkpoint.generation import Generation, read_generation
 from serve_app.checkpoint.memory import device_memory
-from serve_app.checkpoint.plan import DTYPES, plan, source_of, storage_of
+from serve_app.checkpoint.plan import DTYPES, beside_of, plan, source_of, storage_of
 from serve_app.checkpoint.source import resolve
 from serve_app.config import CheckpointSettings, EngineSettings
 from serve_app.errors import ConfigError
@@ -59,8 +59,18 @@ def load_served(settings: EngineSettings, checkpoint: CheckpointSettings) -> Ser
     weights, codec_dtype = settings.weights, DTYPES[settings.codec_dtype]
     memory_bytes = device_memory(settings.device)
     if memory_bytes is not None:
+        beside = beside_of(
+            folder.layout,
+            dtype,
+            settings.device,
+            settings.state_rows,
+            settings.context,
+            weights=weights,
+            codec_dtype=codec_dtype,
+        )
         storage = storage_of(settings)
         made = plan(folder.layout, dtype, settings.context, storage, weights=weights, codec_dtype=codec_dtype)
+        made = dataclasses.replace(made, beside=beside)
         made.require(settings.state_rows, memory_bytes - settings.prompts.cache_bytes, settings.pages or 0)
     duplex = load_duplex(folder, device, dtype, settings.context, weights=weights, codec_dtype=codec_dtype)
     logger.info("loaded %s", source)

@@ -139,6 +139,12 @@ class ModelRunner:
         """Streaming state of every slot: written by `run`, and between ticks by a benchmark. Engine thread."""
         return self._state
 
+    def stand_at(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+        """Have the pages of slots whose state a benchmark has put, or puts next, at so many steps. Engine thread."""
+        if self._desk is not None:
+            with torch.inference_mode():
+                self._desk.stand_at(slots, steps)
+
     def check(self, spec: SessionSpec) -> int:
         """Refuse what this model cannot do, else the steps of the prompt. Any thread.
 

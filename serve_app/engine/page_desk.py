@@ -41,6 +41,12 @@ class PageDesk:
                 self._given[slot] = len(held)
             self._made[slot] = made
 
+    def stand_at(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+        """Let every slot be where it has made so many steps, further on or back; pages that it has stay its own."""
+        for slot, made in zip(slots, steps, strict=True):
+            self._made[slot] = 0
+            self.advance([slot], made)
+
     def wipe_scratch(self) -> None:
         """Overwrite what masked rows have written."""
         self._store.wipe_scratch()

@@ -81,6 +81,15 @@ class CausalConv(nn.Module):
         y = _convolved(self._filters, x.transpose(1, 2), state, rows, elu, self._inner).transpose(1, 2)
         return y if plus is None else y.add_(plus)
 
+    def widen(self, x: Tensor, plus: Tensor, rows: Rows) -> Tensor:
+        """``plus`` and this convolution, of kernel 1, of ELU of ``x``, which is overwritten: ``[R, C, T]`` each."""
+        assert self.padding == 0, "nothing is remembered"
+        if fused.direct(x):
+            return self.step(F.elu(x, inplace=True), None, rows, plus=plus)
+        inner = self._inner
+        y = fused_codec.elu_product(x.transpose(1, 2), inner.weight[..., 0], inner.bias, plus.transpose(1, 2))
+        return y.transpose(1, 2)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weight."""

@@ -89,13 +89,13 @@ class Depformer(nn.Module):
 
     def step(self, x: Tensor, past: DepthPast, index: int) -> Tensor:
         """Position ``index`` of this step's codebooks: ``[R, 1, dim]`` in and out."""
-        return self.stream(x, past, index).total().to(x.dtype)
+        return self.stream(Residual(x), past, index).total().to(x.dtype)
 
-    def stream(self, x: Tensor, past: DepthPast, index: int) -> Residual:
+    def stream(self, x: Residual, past: DepthPast, index: int) -> Residual:
         """The same, its last addition not made yet: a norm may follow."""
         weights = self.config.depformer_weights_per_step_schedule[index]
         rotation = None if past.rotations is None else past.rotations[index]
-        y = Residual(x if past.embeddings is None else x + past.embeddings[:, index : index + 1])
+        y = x if past.embeddings is None else Residual(x.total() + past.embeddings[:, index : index + 1])
         for layer, keys, values in zip(self.layers, past.keys, past.values, strict=True):
             assert isinstance(layer, DepformerLayer)
             y = layer.step(y, keys, values, index, weights, rotation)

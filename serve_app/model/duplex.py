@@ -178,4 +178,4 @@ class Duplex(nn.Module):
         parts = [pcm[:, 0], latent, own, thought.text_logits, spoken.logits.flatten(1), voice]
         if rows.twins is not None:  # a row with a twin answers for both
             parts.append(thought.hidden.index_select(0, rows.twins.null))
-        return fused.all_finite(parts) | ~rows.exec_mask
+        return fused.all_finite(parts, rows.exec_mask)

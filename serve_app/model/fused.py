@@ -400,6 +400,23 @@ def _add_embedding(x: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
 _add_embedding_op = operation("add_embedding", _add_embedding, like)
 
 
+def embed_norm(
+    x: Tensor, tokens: Tensor, table: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`add_embedding` and its `norm`."""
+    return (_embed_norm if direct(x) else _embed_norm_op)(x, tokens, table, weight, eps, bias)
+
+
+def _embed_norm(
+    x: Tensor, tokens: Tensor, table: Tensor, weight: Tensor, eps: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    total = _add_embedding(x, tokens, table)
+    return total, _norm(total, weight, eps, bias)
+
+
+_embed_norm_op = operation("embed_norm", _embed_norm, lambda x, *_: (like(x), like(x)))
+
+
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
@@ -421,36 +438,39 @@ _fill_rows_op = operation("fill_rows", _fill_rows, nothing, ("stores",))
 # --- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def all_finite(parts: Sequence[Tensor]) -> Tensor:
-    """``bool[R]``: whether every value of every part ``[R, n]`` is finite."""
-    return _all_finite(parts) if direct(parts[0]) else _all_finite_op(parts)
+def all_finite(parts: Sequence[Tensor], executes: Tensor) -> Tensor:
+    """``bool[R]``: whether every value of every part ``[R, n]`` is finite, or the row does not execute."""
+    return (_all_finite if direct(executes) else _all_finite_op)(parts, executes)
 
 
-def _all_finite(parts: Sequence[Tensor]) -> Tensor:
+def _all_finite(parts: Sequence[Tensor], executes: Tensor) -> Tensor:
     # 0 times what is not finite is NaN, everything else gives 0: one pass and no mask in memory.
     total = torch.stack([(part * 0).sum(dim=1).float() for part in parts]).sum(dim=0)
-    return total == 0
+    return (total == 0) | ~executes
 
 
-_all_finite_op = operation(
-    "all_finite", _all_finite, lambda parts: parts[0].new_empty(parts[0].shape[0], dtype=torch.bool)
-)
+_all_finite_op = operation("all_finite", _all_finite, lambda parts, executes: like(executes))
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
-def noise_keys(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
-    """Keys ``int64[R, count]`` of the noise streams from ``first``, for seeds and steps ``int64[R]``."""
-    return (_noise_keys if direct(seed) else _noise_keys_op)(seed, step, first, count)
+def noise_keys(seed: Tensor, step: Tensor, slots: Tensor, first: int, count: int) -> Tensor:
+    """Keys ``int64[R, count]`` of the noise streams from ``first``.
+
+    Args:
+        seed, step: of every slot, ``int64[slots + 1]``; slots: ``int64[R]``, whose the rows are.
+    """
+    return (_noise_keys if direct(seed) else _noise_keys_op)(seed, step, slots, first, count)
 
 
-def _noise_keys(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
-    return keys_of_streams(seed, step, torch.arange(first, first + count, device=seed.device))
+def _noise_keys(seed: Tensor, step: Tensor, slots: Tensor, first: int, count: int) -> Tensor:
+    streams = torch.arange(first, first + count, device=seed.device)
+    return keys_of_streams(seed.index_select(0, slots), step.index_select(0, slots), streams)
 
 
 _noise_keys_op = operation(
-    "noise_keys", _noise_keys, lambda seed, step, first, count: seed.new_empty(seed.shape[0], count)
+    "noise_keys", _noise_keys, lambda seed, step, slots, first, count: seed.new_empty(slots.shape[0], count)
 )
 
 

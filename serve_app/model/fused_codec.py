@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from serve_app.model.operation import operation
+from serve_app.model.operation import like, operation
 from serve_app.model.product import steps_of, unfold
 
 # --- convolutions -----------------------------------------------------------------------------------------------------
@@ -89,6 +89,18 @@ def _windows_shape(x: Tensor, previous: Tensor, *others: Any) -> Tensor:
 
 
 _windows_op = operation("windows", _windows, _windows_shape, ("previous", "first"))
+
+
+def elu_product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor) -> Tensor:
+    """``plus + weight @ elu(x) + bias``, ``[R, T, C]`` to ``[R, T, C']``: the end of a residual block."""
+    return _elu_product_op(x, weight, bias, plus)  # type: ignore[no-any-return]
+
+
+def _elu_product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor) -> Tensor:
+    return plus + F.linear(F.elu(x), weight, bias)
+
+
+_elu_product_op = operation("elu_product", _elu_product, lambda x, weight, bias, plus: like(plus))
 
 
 # --- codebooks --------------------------------------------------------------------------------------------------------

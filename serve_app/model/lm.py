@@ -23,7 +23,7 @@ from serve_app.model.embedding import UNGENERATED_TOKEN, Embedding
 from serve_app.model.guidance import Guidance
 from serve_app.model.linear import Linear, Together
 from serve_app.model.lm_config import LMConfig
-from serve_app.model.norm import make_norm
+from serve_app.model.norm import Residual, make_norm
 from serve_app.model.pages import Storage
 from serve_app.model.quantised_linear import Int8Linear, Int8Together
 from serve_app.model.sampling import TEXT_STREAM, SamplingParams, Whole
@@ -63,8 +63,8 @@ class Given:
     @classmethod
     def nothing(cls, rows: int, dep_q: int, device: torch.device | str = "cpu") -> "Given":
         """Sample everything."""
-        text = torch.full((rows,), UNGENERATED_TOKEN, device=device, dtype=torch.int64)
-        return cls(text, text[:, None].repeat(1, dep_q))
+        every = torch.full((rows, 1 + dep_q), UNGENERATED_TOKEN, device=device, dtype=torch.int64)
+        return cls(every[:, 0], every[:, 1:])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,9 +266,9 @@ class LM(nn.Module):
             heard = _with_twins(token, rows.twins)
             assert isinstance(embedding, Embedding)
             if embedding.plain:
-                x = fused.add_embedding(source, heard, embedding.weight)
+                x = Residual(source, spoken=(heard, embedding.weight))
             else:
-                x = source + embedding(heard[:, None])
+                x = Residual(source + embedding(heard[:, None]))
             _, normed = self.depformer.stream(x, past, index).normed(self.depformer_norms[index])
             logits = self.linears[index](normed)[:, 0]
             logits = state.guidance.steer(logits, rows, text=False)  # [R, card]
@@ -363,8 +363,7 @@ class LM(nn.Module):
 
     def _keys(self, seed: Tensor, state: LMState, rows: Rows, first: int, count: int) -> Tensor:
         """Noise keys ``int64[R, count]`` of this step for the streams from ``first``."""
-        step = state.cache.offset.index_select(0, rows.slots)
-        return fused.noise_keys(seed.index_select(0, rows.slots), step, first, count)
+        return fused.noise_keys(seed, state.cache.offset, rows.slots, first, count)
 
     def _depth_embedding(self, rows: int, *, demux: bool = False) -> Embedding:
         c = self.config

@@ -47,19 +47,24 @@ class Residual:
         x: before the addition.
         update: what is added; None for nothing.
         scale: ``[D]``, of the update; None is 1.
+        spoken: tokens ``int64[R]`` and a table whose rows are added instead: see `fused.add_embedding`.
     """
 
     x: Tensor
     update: Tensor | None = None
     scale: Tensor | None = None
+    spoken: tuple[Tensor, Tensor] | None = None
 
     def add(self, update: Tensor, scale: Tensor | None) -> "Residual":
         """The stream with one more addition to make; the one before has been made by `normed`."""
         assert self.update is None
+        assert self.spoken is None
         return Residual(self.x, update, scale)
 
     def total(self) -> Tensor:
         """The sum."""
+        if self.spoken is not None:
+            return fused.add_embedding(self.x, *self.spoken)
         if self.update is None:
             return self.x
         return self.x.to(self.update.dtype) + (self.update if self.scale is None else self.scale * self.update)
@@ -70,6 +75,9 @@ class Residual:
         if weight is None:
             total = self.total()
             return Residual(total), norm(total)
+        if self.spoken is not None:
+            total, made = fused.embed_norm(self.x, *self.spoken, weight, eps, bias)
+            return Residual(total), made
         if self.update is None:
             return self, fused.norm(self.x, weight, eps, bias)
         total, made = fused.add_norm(self.x, self.update, weight, eps, bias, self.scale)

@@ -7,11 +7,13 @@ whether the context is a whole number of pages or not. Who holds what is `page_p
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from serve_app.model import fused
+from serve_app.model.operation import operation
 from serve_app.model.quantised_kv import KV_DTYPES, KvName, scale_like
 from serve_app.model.ring import Kept, KvStore
 from serve_app.model.state import Rows, bits
@@ -132,12 +134,11 @@ class PageStore:
 
     def locate(self, window: Window, rows: Rows) -> Window:
         """The same window, in pages: once a tick for all layers. Graph-safe."""
-        steps = self.whole.shape[3]
-        page = self.table[window.write, window.index // steps]  # [R, T]
-        page = torch.where(rows.exec_mask[:, None], page, self.whole.shape[2] - 1)
-        span = window.span
-        pages = self.table.index_select(0, rows.slots)[:, : -(-span // steps)]
-        return dataclasses.replace(window, write=page, index=window.index % steps, pages=pages)
+        steps, scratch = self.whole.shape[3], self.whole.shape[2] - 1
+        where = (self.table, window.write, window.index, rows.slots, rows.exec_mask)
+        locate = _locate if fused.direct(self.table) else _locate_op
+        page, place, pages = locate(*where, steps, scratch, -(-window.span // steps))
+        return dataclasses.replace(window, write=page, index=place, pages=pages)
 
     def give(self, slot: int, pages: Sequence[int], first: int = 0) -> None:
         """Wipe pages and make them the slot's, from block ``first`` on. Host side, between ticks."""
@@ -155,3 +156,25 @@ class PageStore:
         bits(self.whole).index_fill_(2, index, 0)
         if self.scale is not None:
             self.scale.index_fill_(2, index, 0)
+
+
+def _locate(
+    table: Tensor,
+    write: Tensor,
+    index: Tensor,
+    slots: Tensor,
+    executes: Tensor,
+    page_steps: int,
+    scratch: int,
+    blocks: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ring positions ``int64[R, T]`` of slots ``int64[R, 1]`` as pages and places, and the pages that rows read."""
+    page = torch.where(executes[:, None], table[write, index // page_steps], scratch)  # [R, T]
+    return page, index % page_steps, table.index_select(0, slots)[:, :blocks]
+
+
+def _locate_shape(table: Tensor, write: Tensor, index: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(index), torch.empty_like(index), table.new_empty(index.shape[0], others[-1])
+
+
+_locate_op = operation("locate", _locate, _locate_shape)

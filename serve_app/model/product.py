@@ -16,11 +16,11 @@ from torch.nn import functional as F
 Arrange: TypeAlias = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 """From the weight and bias that a checkpoint holds to those that are used."""
 
-_PACKED_FROM: Final = 300_000
+PACKED_FROM: Final = 300_000
 """Multiply-adds from which blocks pay: setting oneDNN up costs 10 us a call, `F.linear` 2 us. From 600,000
 the Depformer of the 112 M model took a sixth longer for 1 and 2 rows; from 50,000 a small codec did."""
 _PACKED_DTYPES: Final = frozenset({torch.float32, torch.bfloat16})
-_FEW_STEPS: Final = 4
+DIRECT_FROM_STEPS: Final = 4
 """Up to here a convolution is a product over copied windows, as oneDNN's own is slow (8 rows, k16 s8: 7.1 ms against
 1.8). Beyond, windows leave the cache (8 rows, k3: 12 MB, 3.9 ms of copying)."""
 
@@ -54,6 +54,16 @@ class Derived:
             self._of, self._sources, self._packed = stamp, (held, held_bias), None
             self._arranged = (held, held_bias) if self._arrange is None else self._arrange(held, held_bias)
         return self._arranged
+
+    @property
+    def entries(self) -> int:
+        """Numbers that are held besides the weight's own."""
+        if self._arranged is None:
+            return 0
+        matrix, source = self._arranged[0], self._sources[0]
+        assert source is not None
+        apart = matrix.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
+        return matrix.numel() * (apart + (self._packed is not None))
 
     def packed(self, pack: Callable[[Tensor], Any]) -> Any:
         """The weight of the last `of` in blocks, opaque to all but oneDNN."""
@@ -100,7 +110,7 @@ class Filters:
             return self._over_windows(x, weight, bias)
         rows, length, channels = x.shape
         steps = steps_of(length, self.kernel, self.stride, self.dilation)
-        if steps > _FEW_STEPS and channels > 1 and _packs(x, rows * steps * weight.numel()):
+        if steps > DIRECT_FROM_STEPS and channels > 1 and _packs(x, rows * steps * weight.numel()):
             return self._convolve(x, weight, bias)
         return self.over(unfold(x, self.kernel, self.stride, self.dilation), weight, bias)
 
@@ -141,7 +151,7 @@ def _flatten(arrange: Arrange | None, weight: Tensor, bias: Tensor | None) -> tu
 
 def _packs(x: Tensor, multiplications: int) -> bool:
     return (
-        multiplications >= _PACKED_FROM
+        multiplications >= PACKED_FROM
         and type(x) is Tensor  # tracers and fakes know nothing of blocks
         and x.device.type == "cpu"
         and x.dtype in _PACKED_DTYPES

@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.library import custom_op
 from torch.nn import functional as F
 
 from serve_app.model import fused
 from serve_app.model.linear import Linear
+from serve_app.model.operation import operation
 from serve_app.model.quantised_kv import quantise
 
 WeightsName = Literal["int8"]
@@ -140,11 +140,8 @@ def _ones(count: int) -> Tensor:
     return torch.ones(count, dtype=torch.bfloat16)
 
 
-@custom_op("chorus::int8_linear", mutates_args=())
-def _int8_linear_op(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    return _int8_linear(x, weight, scale, bias)
-
-
-@_int8_linear_op.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def _int8_linear_shape(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+_int8_linear_op = operation("int8_linear", _int8_linear, _int8_linear_shape)

@@ -69,7 +69,7 @@ class ResidualBlock(nn.Module):
 
     def step(self, x: Tensor, state: ConvState | None, rows: Rows) -> Tensor:
         y = self.narrow[0].step(x, state, rows, elu=True)
-        return self.widen[0].step(F.elu(y, inplace=True), None, rows, plus=x)
+        return self.widen[0].widen(y, x, rows)
 
 
 class Seanet(nn.Module):

@@ -315,14 +315,15 @@ class Transformer(nn.Module):
         if state.pages is not None:
             window = state.pages.locate(window, rows)
         look = None if state.cross is None else state.cross.look(rows)
-        written = None if fused.direct(x) or window.beside else offset + steps
+        after = offset + steps
+        written = None if fused.direct(x) or window.beside else after
         now = Moment(rows, window, self._rotation(offset, steps), look, written)
         memories = [None] * len(self.layers) if state.cross is None else state.cross.layers
         y = Residual(self._embed_position(x, offset))
         for layer, ring, memory in zip(self.layers, state.rings, memories, strict=True):
             assert isinstance(layer, TransformerLayer)
             y = layer.step(y, ring, memory, now)
-        commit(state.offset, rows, offset + steps)
+        commit(state.offset, rows, after)
         return y
 
     def _rotation(self, offset: Tensor, steps: int) -> Rotation | None:

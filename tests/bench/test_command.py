@@ -68,6 +68,23 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("device") for line in lines)
 
 
+@pytest.mark.parametrize("kv", [(), ("--kv", "int8")], ids=["as they are", "int8"])
+def test_slots_that_share_pages_are_measured_and_say_what_the_plain_way_says(
+    kv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paged = ("--pages", "--page-steps", "7", "--lengths", "10,half,1.0", "--ticks", "3", "--no-reference")
+    assert main([*TINY, *paged, *kv]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(cell["fits"] for cell in told["cells"])
+    found = told["agreement"]["measured and plain"]
+    assert found["equal"] == found["compared"] > 50
+    assert told["model"]["page_bytes"] > 0
+    assert told["storage"] == {"page_steps": 7, "kv": kv[1] if kv else None}
+    assert len(told["sustained"]) == 3
+    assert told["sparse"] > 0
+    assert sum(told["kernels"].values()) > 100
+
+
 def test_a_batch_that_does_not_fit_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT, "--memory-gib", "0.00046"]) == 0
     out = capsys.readouterr().out

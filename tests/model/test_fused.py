@@ -167,7 +167,7 @@ def _operation_arguments() -> dict[str, tuple[Any, ...]]:
         "gate": (_random(2, 1, 8), "silu"),
         "embed_sum": (torch.tensor([[[1], [-1]]]), _random(8, 4), torch.tensor([0, 4])),
         "add_embedding": (_random(2, 1, 4), torch.tensor([-1, 2]), _random(8, 4)),
-        "noise_keys": (torch.tensor([1, 2]), torch.tensor([3, 4]), 1, 3),
+        "noise_keys": (torch.tensor([1, 2, 8]), torch.tensor([3, 4, 9]), torch.tensor([2, 0]), 1, 3),
         "sample": (_random(2, 16), hot, whole, torch.tensor([5, 6]), torch.tensor([-2, 7]), 3, hot),
     }
 

@@ -92,7 +92,8 @@ class Visit:
         )
         returns = isinstance(comeback, Returning)
         caller = None if returns else Caller(host, "m", 1, frozenset(), time.monotonic)
-        self.conversation = Conversation(self.gateway, MODEL, ChatQuery(spec=SessionSpec()), caller, Opening(), comeback)
+        asked = ChatQuery(spec=SessionSpec())
+        self.conversation = Conversation(self.gateway, MODEL, asked, caller, Opening(), comeback)
         self.socket = Socket()
         self.handler: asyncio.Task[None] | None = None
 

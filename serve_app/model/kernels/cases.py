@@ -230,6 +230,11 @@ def _positions(random: _Random, s: Sizes) -> Iterator[Case]:
     # An angle is as exact as fp32 makes its product; both are within a rounding of the frequency.
     yield Case("rope_table", "rope_table", (offset, 2, s.head_dim, 10_000.0), size, 1e-3)
     yield Case("window", "window", (offset, 1, s.context, s.context), s.rows * s.context, EXACT)
+    blocks = -(-s.context // s.page)
+    slots, write = random.seats(s.rows)
+    table, index = random.below(99, s.rows + 1, blocks), random.below(s.context, s.rows, 2)
+    arguments = (table, write[:, None], index, slots, write < s.rows, s.page, 7, blocks)
+    yield Case("locate", "locate", arguments, _bytes(table), EXACT)
     pair = (random.lengths(s.rows, s.codec_context), 2, s.codec_context, s.codec_context)
     yield Case("window of two", "window", pair, 2 * s.rows * s.codec_context, EXACT)
 
@@ -305,6 +310,9 @@ def _embeddings(random: _Random, s: Sizes) -> Iterator[Case]:
     table = random.normal(s.card + 1, dim, dtype=s.dtype)
     said = random.below(s.card, s.rows, least=-1)
     yield Case("add_embedding", "add_embedding", (x, said, table), 3 * _bytes(x), _tolerance(s.dtype))
+    weight = random.normal(dim, dtype=s.dtype)
+    arguments = (x, said, table, weight, 1e-8, None)
+    yield Case("embed_norm", "embed_norm", arguments, 4 * _bytes(x), _tolerance(s.dtype))
     entries = [random.normal(s.card, s.codebook_dim) for _ in range(7)]
     codes = random.below(s.card + 1, s.rows, s.dep_q, 1, least=UNGENERATED_TOKEN)[:, 1:]
     moved = 8 * s.rows * s.codebook_dim * 4
@@ -313,9 +321,9 @@ def _embeddings(random: _Random, s: Sizes) -> Iterator[Case]:
 
 def _tokens(random: _Random, s: Sizes) -> Iterator[Case]:
     most = 1 << 40
-    seed, step = random.below(most, s.rows), random.below(most, s.rows)
-    yield Case("noise_keys", "noise_keys", (seed, step, 1, s.dep_q), _bytes(seed) * s.dep_q, EXACT)
     slots, write = random.seats(s.rows)
+    seed, step = random.below(most, s.rows + 1), random.below(most, s.rows + 1)
+    yield Case("noise_keys", "noise_keys", (seed, step, slots, 1, s.dep_q), _bytes(seed) * s.dep_q, EXACT)
     cache = random.below(s.card, s.rows + 1, s.streams, 4)
     steps = random.below(9, s.rows + 1)
     lags, initial = random.count(s.streams) % 3, torch.full((s.streams,), s.card, device=random.device)
@@ -368,6 +376,10 @@ def _codec(random: _Random, s: Sizes) -> Iterator[Case]:
         arguments = (x, previous, first, slots, write, kernel, stride, dilation, elu)
         written = ((1, None), (2, None)) if replicates else ((1, None),)
         yield Case(name, "windows", arguments, _bytes(x) * (1 + kernel // stride), 1e-6, written)
+    for name, channels, steps in (("elu_product", s.channels, s.samples), ("elu_product, wide", s.codec_dim, 5)):
+        x, plus = random.normal(s.rows, steps, channels // 2), random.normal(s.rows, steps, channels)
+        weight, bias = random.normal(channels, channels // 2), random.normal(channels)
+        yield Case(name, "elu_product", (x, weight, bias, plus), _bytes(x, weight) + 2 * _bytes(plus), 2e-5)
     levels = [random.normal(s.card, s.codebook_dim) for _ in range(3)]
     half = [level.square().sum(dim=1) / 2 for level in levels]
     x = random.normal(s.rows, s.codebook_dim)
@@ -383,4 +395,5 @@ def _rows(random: _Random, s: Sizes) -> Iterator[Case]:
     parts[2] = parts[2][..., 0]
     if s.rows > 2:
         parts[0][1, -1], parts[1][2, 3] = float("nan"), float("-inf")
-    yield Case("all_finite", "all_finite", (parts,), _bytes(parts), EXACT)
+    executes = write < s.rows
+    yield Case("all_finite", "all_finite", (parts, executes), _bytes(parts), EXACT)

@@ -51,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interpret() -> int:
-    from serve_app.model.kernels import jit, norm
-
-    if not jit.interpreted(norm._add_norm):  # fixed when kernels are decorated, and torch may import triton before us
+    if not plug.interpreted():
         return _again_interpreted()
     with plug.plugged("cpu"):
         results = _told(_compared(case, case.ours) for case in cases(torch.device("cpu"), SMALL))

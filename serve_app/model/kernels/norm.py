@@ -9,8 +9,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from serve_app.model.fused import ZERO_TOKEN
 from serve_app.model.kernels.jit import jit
 from serve_app.model.kernels.splits import power_of_two
+
+ZERO = tl.constexpr(ZERO_TOKEN)
 
 
 @jit
@@ -20,11 +23,14 @@ def _add_norm(
     scale_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     bias_ptr: tl.tensor,
+    tokens_ptr: tl.tensor,
     sum_ptr: tl.tensor,
     out_ptr: tl.tensor,
+    x_row: tl.tensor,
     dim: tl.tensor,
     eps: tl.tensor,
     has_update: tl.constexpr,
+    gathers: tl.constexpr,
     has_scale: tl.constexpr,
     centred: tl.constexpr,
     block: tl.constexpr,
@@ -33,9 +39,14 @@ def _add_norm(
     lane = tl.arange(0, block)
     inside = lane < dim
     at = step * dim + lane
-    x = tl.load(x_ptr + at, inside, 0.0).to(tl.float32)
+    x = tl.load(x_ptr + step * x_row + lane, inside, 0.0).to(tl.float32)
     if has_update:
-        update = tl.load(update_ptr + at, inside, 0.0).to(tl.float32)
+        if gathers:
+            token = tl.load(tokens_ptr + step)
+            from_ = update_ptr + tl.maximum(token, 0) * dim + lane
+            update = tl.load(from_, inside & (token != ZERO), 0.0).to(tl.float32)
+        else:
+            update = tl.load(update_ptr + at, inside, 0.0).to(tl.float32)
         if has_scale:  # rounded where PyTorch rounds, so that the two paths agree to the bit
             scale = tl.load(scale_ptr + lane, inside, 0.0).to(tl.float32)
             update = (update * scale).to(sum_ptr.dtype.element_ty).to(tl.float32)
@@ -61,6 +72,16 @@ def add_norm(
     return total, out
 
 
+def embed_norm(
+    x: Tensor, tokens: Tensor, table: Tensor, weight: Tensor, eps: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`fused.embed_norm`: the update is a row of a table."""
+    assert x.stride(2) == 1, "a row is one block"
+    total, out = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+    _launch(x, table, weight, eps, bias, None, total, out, tokens)
+    return total, out
+
+
 def norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
     """The norm alone, for the first layer."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -77,21 +98,25 @@ def _launch(
     scale: Tensor | None,
     total: Tensor | None,
     out: Tensor,
+    tokens: Tensor | None = None,
 ) -> None:
     dim = x.shape[-1]
     block = power_of_two(dim)
-    x = x.contiguous()
+    x = x.contiguous() if tokens is None else x
     _add_norm[(x.numel() // dim,)](
         x,
         x if update is None else update.contiguous(),
         x if scale is None else scale.contiguous(),
         weight.contiguous(),
         x if bias is None else bias.contiguous(),
+        x if tokens is None else tokens,
         x if total is None else total,
         out,
+        dim if tokens is None else x.stride(0),
         dim,
         eps,
         has_update=update is not None,
+        gathers=tokens is not None,
         has_scale=scale is not None,
         centred=bias is not None,
         block=block,

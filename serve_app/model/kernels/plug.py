@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 # What defines the operations.
-from serve_app.model import delays, fused, fused_codec, text_bias  # noqa: F401
+from serve_app.model import delays, fused, fused_codec, pages, quantised_linear, text_bias  # noqa: F401
 from serve_app.model.kernels.splits import in_one, split_count
 from serve_app.model.operation import BODIES, KERNELS
 
 MODULES: Final = {
     "norm": "norm",
     "add_norm": "norm",
+    "embed_norm": "norm",
     "rope_table": "positions",
     "window": "positions",
+    "locate": "positions",
     "rope_append": "rope",
     "decode_attention": "attention",
     "ring_attention": "ring",
@@ -38,6 +40,7 @@ MODULES: Final = {
     "residual_sum": "embed",
     "residual_search": "codebook",
     "windows": "windows",
+    "elu_product": "residual",
     "fill_rows": "rows",
     "all_finite": "rows",
     "noise_keys": "tokens",
@@ -48,6 +51,9 @@ MODULES: Final = {
     "sample": "sample",
 }
 """Operation to the module of its kernel, where a function of the same name takes its arguments."""
+
+WITHOUT: Final = frozenset({"int8_linear"})
+"""No kernel yet: the PyTorch path widens the weight for every product."""
 
 FLOAT8: Final = (8, 9)
 """Compute capability from which fp8 values are converted in hardware, and Triton compiles them."""
@@ -88,6 +94,12 @@ def kernel(name: str) -> Callable[..., Any]:
     """What stands in for an operation, with its arguments. Imports triton."""
     made: Callable[..., Any] = getattr(importlib.import_module(f"{__package__}.{MODULES[name]}"), name)
     return made
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter: fixed by the environment when they are first imported."""
+    door, gate = (importlib.import_module(f"{__package__}.{name}") for name in ("jit", "gate"))
+    return bool(door.interpreted(gate._gate))
 
 
 def launches(name: str, arguments: Sequence[Any]) -> int | None:

@@ -75,3 +75,67 @@ def window(offset: Tensor, steps: int, capacity: int, span: int) -> tuple[Tensor
     grid = (rows, steps, -(-span // _BLOCK))
     _window[grid](offset, index, visible, steps, capacity, span, block=_BLOCK, num_warps=4)
     return index, visible
+
+
+@jit
+def _locate(
+    table_ptr: tl.tensor,
+    write_ptr: tl.tensor,
+    index_ptr: tl.tensor,
+    slots_ptr: tl.tensor,
+    executes_ptr: tl.tensor,
+    page_ptr: tl.tensor,
+    place_ptr: tl.tensor,
+    pages_ptr: tl.tensor,
+    steps: tl.tensor,
+    table_row: tl.tensor,
+    page_steps: tl.tensor,
+    scratch: tl.tensor,
+    blocks: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    step = tl.program_id(1)
+    at = row * steps + step
+    index = tl.load(index_ptr + at)
+    page = tl.load(table_ptr + tl.load(write_ptr + row) * table_row + index // page_steps)
+    tl.store(page_ptr + at, tl.where(tl.load(executes_ptr + row) != 0, page, scratch))
+    tl.store(place_ptr + at, index % page_steps)
+    if step == 0:
+        lane = tl.arange(0, block)
+        held = tl.load(table_ptr + tl.load(slots_ptr + row) * table_row + lane, lane < blocks, 0)
+        tl.store(pages_ptr + row * blocks + lane, held, lane < blocks)
+
+
+def locate(
+    table: Tensor,
+    write: Tensor,
+    index: Tensor,
+    slots: Tensor,
+    executes: Tensor,
+    page_steps: int,
+    scratch: int,
+    blocks: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`PageStore.locate`."""
+    rows, steps = index.shape
+    page, place = torch.empty_like(index), torch.empty_like(index)
+    pages = table.new_empty(rows, blocks)
+    _locate[(rows, steps)](
+        table,
+        write,
+        index,
+        slots,
+        executes,
+        page,
+        place,
+        pages,
+        steps,
+        table.stride(0),
+        page_steps,
+        scratch,
+        blocks,
+        block=max(2, power_of_two(blocks)),
+        num_warps=1,
+    )
+    return page, place, pages

@@ -20,6 +20,7 @@ _UNGENERATED = tl.constexpr(UNGENERATED_TOKEN)
 def _noise_keys(
     seed_ptr: tl.tensor,
     step_ptr: tl.tensor,
+    slots_ptr: tl.tensor,
     out_ptr: tl.tensor,
     first: tl.tensor,
     count: tl.tensor,
@@ -27,18 +28,19 @@ def _noise_keys(
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, block)
-    session = _mix(tl.load(seed_ptr + row).to(tl.uint64) + 0x9E3779B97F4A7C15)
-    moment = _mix(session + tl.load(step_ptr + row).to(tl.uint64) * 0x9E3779B97F4A7C15)
+    slot = tl.load(slots_ptr + row)
+    session = _mix(tl.load(seed_ptr + slot).to(tl.uint64) + 0x9E3779B97F4A7C15)
+    moment = _mix(session + tl.load(step_ptr + slot).to(tl.uint64) * 0x9E3779B97F4A7C15)
     stream = (first + lane).to(tl.uint64)
     key = _mix(moment + stream * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB)
     tl.store(out_ptr + row * count + lane, key.to(tl.int64), lane < count)
 
 
-def noise_keys(seed: Tensor, step: Tensor, first: int, count: int) -> Tensor:
+def noise_keys(seed: Tensor, step: Tensor, slots: Tensor, first: int, count: int) -> Tensor:
     """`fused.noise_keys`."""
-    out = seed.new_empty(seed.shape[0], count)
+    out = seed.new_empty(slots.shape[0], count)
     block = max(2, power_of_two(count))
-    _noise_keys[(seed.shape[0],)](seed, step, out, first, count, block=block, num_warps=1)
+    _noise_keys[(slots.shape[0],)](seed, step, slots, out, first, count, block=block, num_warps=1)
     return out
 
 

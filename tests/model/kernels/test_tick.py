@@ -4,7 +4,9 @@ Greedy and sampled, guided, with rings and pages, in 8 bits, past the wrap of ev
 to the token; a near tie would show as a difference, and there is none in these conversations.
 """
 
+import dataclasses
 import sys
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,7 +18,7 @@ from serve_app.engine.model_runner import Habits, ModelRunner
 from serve_app.model import fused
 from serve_app.model.kernels import plug, windows
 from serve_app.model.kernels.plug import plugged
-from serve_app.model.operation import KERNELS
+from serve_app.model.operation import BODIES, KERNELS
 from serve_app.model.pages import Storage
 from serve_app.model.ring import KvRing
 from serve_app.spec import GREEDY, Sampling, SessionSpec
@@ -60,10 +62,21 @@ def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KvRing, "empty", positions_first)
 
 
+def leave_writing_of_fp8_to_pytorch(patch: pytest.MonkeyPatch) -> None:
+    """The interpreter cuts to fp8 where a GPU rounds: other keys, other tokens. What reads them stays a kernel."""
+    inner = plug._run
+    patch.setattr(
+        plug, "_run", lambda name, *args: (BODIES[name] if name == "rope_append" else partial(inner, name))(*args)
+    )
+
+
 def converse(storage: Storage, specs: tuple[SessionSpec, ...]) -> list[TickResult]:
     """Three sessions; the second is silent for a tick and the last comes late. Guided ones have a slot more."""
     duplex = small_duplex()
     duplex.lm.lay_out()
+    assert duplex.lm.depformer is not None
+    config = duplex.lm.depformer.config
+    duplex.lm.depformer.config = dataclasses.replace(config, depformer_pos_emb="none")  # as published
     runner = ModelRunner(duplex, SLOTS, habits=Habits(no_text=True), storage=storage)
     steps, said = [0] * len(specs), []
     for tick in range(TICKS):
@@ -98,6 +111,8 @@ def few_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_kernel_in_place_says_what_the_pytorch_path_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = converse(STORAGES[name], SPECS)
     as_on_a_gpu(monkeypatch)
+    if STORAGES[name].kv == "fp8":
+        leave_writing_of_fp8_to_pytorch(monkeypatch)
     with plugged("cpu"):
         assert_same(converse(STORAGES[name], SPECS), theirs)
 
@@ -124,6 +139,6 @@ def test_a_tick_calls_every_kernel_there_is(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(plug, "_run", run)
     with plugged("cpu"):
         assert set(KERNELS["cpu"]) == set(plug.MODULES)
-        converse(Storage(), SPECS)
-    assert called == set(plug.MODULES)
+        converse(STORAGES["pages in int8"], SPECS)
+    assert called == set(plug.MODULES) - {"add_embedding"}  # which is `embed_norm` where a norm follows
     assert "cpu" not in KERNELS
