@@ -82,14 +82,15 @@ def draw(moments: Sequence[Moment], title: str, path: Path) -> bool:
     upper.axhline(80, color="lightgray", linewidth=1)
     upper.set_yscale("symlog", linthresh=10)
     upper.set_ylabel("ms")
-    upper.set_title(title)
-    upper.legend(loc="upper left", ncols=4)
+    upper.set_ylim(bottom=0)
+    figure.suptitle(title)
+    upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     lower.plot(times_s, [moment.speaking for moment in moments], label="sessions that speak", color="tab:blue")
     refused = [(moment.begin_s, moment.refused) for moment in moments if moment.refused]
     lower.plot([at_s for at_s, _ in refused], [count for _, count in refused], "rx", label="refused")
     lower.set_xlabel("seconds since the shared start")
     lower.set_ylim(bottom=0)
-    lower.legend(loc="upper left", ncols=2)
+    lower.legend(loc="lower left", ncols=2)
     figure.savefig(path, dpi=110)
     return True
 
@@ -109,6 +110,7 @@ def draw_wall(steps: Sequence[Mapping[str, Any]], title: str, path: Path) -> boo
     upper.axhline(200, color="lightgray", linewidth=1)
     upper.set_yscale("symlog", linthresh=10)
     upper.set_ylabel("ms")
+    upper.set_ylim(bottom=0)
     upper.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=10)
     upper.legend()
     roles = sorted({role for step in steps for role in step["uses"]})

@@ -216,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     break
             told = facts(deployment.url)
     good = max((step.sessions for step in steps if step.good(limits)), default=0)
-    bound = "not reached" if steps[-1].good(limits) else what_binds(steps[-1], cores, limits) + strangers(steps[-1])
+    bound = "not reached." if steps[-1].good(limits) else what_binds(steps[-1], cores, limits)
+    bound += "" if OTHERS in bound else strangers(steps[-1])
     judgement = verdict(steps, options.at_least, limits)
     print(f"held well  {good} sessions (p99 <= {limits.p99_ms:g} ms, nothing lost)\nbinds      {bound}")
     print(f"verdict    {judgement}: at least {options.at_least} were asked for")
