@@ -139,7 +139,9 @@ class Conversation:
         """The slot, opened: who waits is let in first."""
         caller = self.caller
         if caller is None:
-            return await self._open()
+            channel = await self._open()
+            self._lives.set()  # the handshake follows at once: who minds the session speaks after it
+            return channel
         if caller.waits:
             await caller.queue(connection.tell)
             found = await self._lease()
@@ -147,13 +149,13 @@ class Conversation:
         # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
         channel, _ = await asyncio.gather(self._open(), caller.confirm())
         caller.goes_live()
+        self._lives.set()
         return channel
 
     async def _open(self) -> Channel:
         began_s = time.monotonic()
         channel = await self._session.attach(self._house.settings.opened_s)
         self._house.instruments.shook_hands(time.monotonic() - began_s)
-        self._lives.set()
         return channel
 
     # --- the slot -----------------------------------------------------------------------------------------------------
