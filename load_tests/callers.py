@@ -35,6 +35,7 @@ class Visit:
         hint: the server said when to come again.
         code: with which the server ended it; None where this side did.
         lost: frames.
+        dropped: frames that the server says it dropped, mostly because it lagged behind.
     """
 
     opened_s: float
@@ -43,6 +44,7 @@ class Visit:
     hint: bool = False
     code: int | None = None
     lost: int = 0
+    dropped: int = 0
     ended_s: float = math.nan
 
     @property
@@ -173,15 +175,17 @@ def _note(visit: Visit, value: Any, told: asyncio.Event) -> None:
         told.set()
     if "retry_after_s" in value.get("error", {}):
         visit.hint = True
+    if value.get("type") == "dropped":
+        visit.dropped += sum(value["frames"].values())
 
 
-async def newcomers(url: str, over: asyncio.Event) -> list[float]:
-    """Call all the time, one after the other: how long each took to get in."""
+async def newcomers(url: str, over: asyncio.Event) -> list[tuple[float, float]]:
+    """Call all the time, one after the other: how long each took to get in, and when it began."""
     took_s = []
     while not over.is_set():
         began_s = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             await call(url, stack)
-            took_s.append(time.monotonic() - began_s)
+            took_s.append((time.monotonic() - began_s, began_s))
         await asyncio.sleep(AGAIN_S)
     return took_s

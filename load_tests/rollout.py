@@ -55,10 +55,12 @@ class Outcome:
     cut_silently: int
     frames_sent: int
     frames_lost: int
+    frames_dropped: int
     called_again_worst_s: float
     newcomers: int
     newcomer_p50_s: float
     newcomer_worst_s: float
+    newcomer_worst_at_s: float
     replicas_new_after_s: float
     last_old_session_s: float
     generator_late_p99_ms: float
@@ -91,6 +93,7 @@ async def run(child: Child, application: str, sessions: int, engines: int, drain
     over.set()
     await asyncio.gather(*talking)
     took_s = await coming
+    worst_s, worst_at_s = max(took_s)
     firsts = [caller.visits[0] for caller in callers]
     visits = [visit for caller in callers for visit in caller.visits]
     lates_s = sorted(late_s for visit in visits for late_s in visit.account.late_s)
@@ -106,10 +109,12 @@ async def run(child: Child, application: str, sessions: int, engines: int, drain
         cut_silently=sum(visit.silent for visit in visits),
         frames_sent=sum(visit.account.sent for visit in visits),
         frames_lost=sum(visit.lost for visit in visits),
+        frames_dropped=sum(visit.dropped for visit in visits),
         called_again_worst_s=round(max(again_s, default=0.0), 2),
         newcomers=len(took_s),
-        newcomer_p50_s=round(statistics.median(took_s), 3),
-        newcomer_worst_s=round(max(took_s), 2),
+        newcomer_p50_s=round(statistics.median(spent_s for spent_s, _ in took_s), 3),
+        newcomer_worst_s=round(worst_s, 2),
+        newcomer_worst_at_s=round(worst_at_s - began_s, 2),
         replicas_new_after_s=round(rolled_s, 2),
         last_old_session_s=round(max(visit.ended_s for visit in firsts) - began_s, 2),
         generator_late_p99_ms=round(1_000 * lates_s[int(0.99 * (len(lates_s) - 1))], 1),
@@ -136,7 +141,8 @@ def _rendered(outcome: Outcome) -> str:
         (
             f"{outcome.told} of {outcome.sessions} sessions told, {outcome.cut_silently} cut silently",
             f"{outcome.left} left by themselves, {outcome.ended_at_the_deadline} sent away at the end",
-            f"{outcome.frames_lost} of {outcome.frames_sent} frames lost",
+            f"{outcome.frames_lost} of {outcome.frames_sent} frames lost; the server says it dropped "
+            f"{outcome.frames_dropped}, which it does when it lags",
             gap,
             f"who called again got in within {outcome.called_again_worst_s:g} s",
             f"new replicas after {outcome.replicas_new_after_s:g} s, last old session {outcome.last_old_session_s:g} s",

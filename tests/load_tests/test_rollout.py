@@ -34,10 +34,12 @@ CLEAN = Outcome(
     cut_silently=0,
     frames_sent=100,
     frames_lost=0,
+    frames_dropped=0,
     called_again_worst_s=0.1,
     newcomers=10,
     newcomer_p50_s=0.1,
     newcomer_worst_s=0.2,
+    newcomer_worst_at_s=1.0,
     replicas_new_after_s=5.0,
     last_old_session_s=9.0,
     generator_late_p99_ms=1.0,
@@ -140,7 +142,8 @@ async def test_newcomers_come_until_it_is_over() -> None:
         over.set()
         took_s = await coming
     assert len(took_s) >= 2
-    assert all(0 < spent_s < 5 for spent_s in took_s)
+    assert all(0 < spent_s < 5 for spent_s, _ in took_s)
+    assert [began_s for _, began_s in took_s] == sorted(began_s for _, began_s in took_s)
 
 
 @pytest.mark.parametrize(
