@@ -38,12 +38,18 @@ at("toggle").addEventListener("click", () => {
   else start();
 });
 
-at("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  keepKey(at("key").value.trim());
-  at("key").value = "";
-  start();
+at("key-use").addEventListener("click", useKey);
+at("key").addEventListener("keydown", (event) => {
+  if (event.key === "Enter") useKey();
 });
+
+function useKey() {
+  const key = at("key").value.trim();
+  at("key").value = "";
+  if (!key) return;
+  keepKey(key);
+  start();
+}
 
 at("forget").addEventListener("click", () => {
   forgetKey();

@@ -56,7 +56,12 @@ class EngineHere:
         self.authorities = 0
         self._generations = itertools.count()
 
-    async def call(self, spec: SessionSpec, caller: Admitted | None = None) -> AsyncGenerator[Answer, None]:
+    def of(self, application: str) -> "EngineHere":
+        return self
+
+    async def call(
+        self, spec: SessionSpec, caller: Admitted | None = None, comeback: object = None
+    ) -> AsyncGenerator[Answer, None]:
         await asyncio.sleep(0)
         slot = next((slot for slot in range(self.slots) if slot not in self.held), None)
         if slot is None:
@@ -323,14 +328,18 @@ async def alone(
     for name, stand_in in (
         ("DirectoryHandle", lambda: engine),
         ("LeaseHandle", lambda: engine),
+        ("LeaseHandles", lambda: engine),
         ("EngineLinks", lambda: engine),
         ("AdmissionHandle", lambda desk: desk),
         ("GatewayInstruments", Silent),
         ("http_host", lambda: "127.0.0.1"),
+        ("ray_timers", lambda: None),
+        ("gateway_complaints", lambda *timers: ()),
+        ("watch_retirement", lambda begin: None),
         ("proxy_mode", lambda: "python"),
         ("log_to_stderr", lambda: None),
     ):
-        monkeypatch.setattr(gateway_replica, name, stand_in)
+        monkeypatch.setattr(gateway_replica, name, stand_in, raising=False)
     before = asyncio.all_tasks()
     replica: Any = object.__new__(GatewayReplica)
     await replica.__init__(dict(settings), HostHere(made))

@@ -177,7 +177,6 @@ ROADS: Final = {
     "keys": "/keys.json",
     "tenants": "/tenants.yaml",
     "dot file": "/.git/config",
-    "below chat": "/api/chat/x",
     "capitals": "/api/CHAT",
     "two slashes in chat": "/api//chat",
     "chat from below": "/api/x/../chat/x",

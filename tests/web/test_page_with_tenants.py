@@ -7,11 +7,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
 
+from load_tests.speech import voice
 from serve_app.accounts.keys_file import KeysFile
+from serve_app.client.talk import main
+from serve_app.client.wav import write_wav
+from serve_app.config import KEY_VARIABLE
 from tests.client.loop import in_loop
 from tests.serving.cluster import Cluster, changed, eventually, up
 from tests.serving.conversation import visit
@@ -208,3 +213,18 @@ def test_a_page_of_the_operators_gets_a_ticket_and_may_read_why_not(town: Town) 
     assert (status, headers["access-control-allow-origin"]) == (429, HOME)
     status, headers, _ = town.ask("POST", "/api/ticket", Origin="https://evil.example", **key)
     assert (status, "access-control-allow-origin" in headers) == (403, False)
+
+
+def test_talk_takes_a_tenants_key_from_the_environment_and_is_told_when_it_opens_nothing(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wav(tmp_path / "in.wav", voice(0.5))
+    words = [str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), "--url", town.cluster.http, "--tail", "0.2"]
+    monkeypatch.setenv(KEY_VARIABLE, town.made["acme"].text)
+    assert main(words) == 0
+    assert "round trip" in capsys.readouterr().err
+    monkeypatch.setenv(KEY_VARIABLE, "chorus_000000000000_" + "A" * 43)
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "missing or wrong key" in told
+    assert "AAAA" not in told
