@@ -14,7 +14,8 @@ FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
 SPREAD: Final = 0.5
 """Clients of a gateway that died shall not come all at once: pauses are longer by up to this share."""
-ATTEMPT_S: Final = 5.0
+ATTEMPT_S: Final = 3.0
+"""A proxy that has not noticed a death yet lets callers hang."""
 MAX_GRACE_S: Final = 3_600.0
 
 

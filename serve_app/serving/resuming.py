@@ -52,8 +52,8 @@ class Token:
 
     @property
     def digest(self) -> bytes:
-        """What may be kept of it."""
-        return hashlib.sha256(self.secret).digest()
+        """What may be kept of it. The engine's name is in it: there is one way to write a token."""
+        return hashlib.sha256(self.engine.encode() + b"." + self.secret).digest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

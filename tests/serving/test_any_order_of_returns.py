@@ -111,8 +111,8 @@ class AnyOrderOfReturns(RuleBasedStateMachine):
             name = owner.session if owner is not None else SessionId(f"s{self.sessions}")
             self.owners[call.granted.way_back.token] = name
 
-    @rule(gateway=st.integers(0, GATEWAYS - 1))
-    def arrive(self, gateway: int) -> None:
+    @rule(gateway=st.integers(0, GATEWAYS - 1), attach_it=st.booleans())
+    def arrive(self, gateway: int, attach_it: bool) -> None:
         self.sessions += 1
         name = SessionId(f"s{self.sessions}")
         call = self.ask(gateway, Admitted(name, "acme", "engine"), Keeping(GRACE_S))
@@ -120,12 +120,14 @@ class AnyOrderOfReturns(RuleBasedStateMachine):
             self.pass_time(0.1)
         assert isinstance(call.answer, Granted | EngineFull)
         self.note(call)
+        if attach_it and call.granted is not None:
+            self.open(call)
 
     @precondition(lambda self: self.owners)
-    @rule(data=st.data(), gateway=st.integers(0, GATEWAYS - 1))
-    def come_back(self, data: st.DataObject, gateway: int) -> None:
-        """With any token that was ever given, whether used, late or never told to its client."""
-        token = data.draw(st.sampled_from(list(self.owners)))
+    @rule(data=st.data(), gateway=st.integers(0, GATEWAYS - 1), attach_it=st.booleans())
+    def come_back(self, data: st.DataObject, gateway: int, attach_it: bool) -> None:
+        """With any token that was given lately, whether used, late or never told to its client."""
+        token = data.draw(st.sampled_from(list(self.owners)[-2 * SLOTS :]))
         call = self.ask(gateway, None, Returning(token))
         if isinstance(call.answer, ChorusError):
             assert isinstance(call.answer, SessionGone)
@@ -135,11 +137,19 @@ class AnyOrderOfReturns(RuleBasedStateMachine):
         assert call.granted.past.caller is not None
         assert call.granted.past.caller.session == self.owners[token]
         self.note(call)
+        if attach_it:
+            self.open(call)
+
+    def open(self, call: Call) -> None:
+        self.attach_call(call)
+        self.tick()
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
     def attach(self, data: st.DataObject) -> None:
-        call = data.draw(st.sampled_from(self.calls[-2 * SLOTS :]))
+        self.attach_call(data.draw(st.sampled_from(self.calls[-2 * SLOTS :])))
+
+    def attach_call(self, call: Call) -> None:
         assert call.granted is not None
         if call.attached:
             return

@@ -1,11 +1,10 @@
 """A slot is kept for a client that was cut off, and goes to whoever shows its token: engine, desk, link and session."""
 
-import asyncio
 from typing import Final
 
 import pytest
 
-from serve_app.errors import EngineFull, EngineLost, ParameterRefused, SessionGone, SessionMoved
+from serve_app.errors import EngineFull, EngineLost, ParameterRefused, SessionGone, SessionMoved, StaleLease
 from serve_app.link.channel import Channel
 from serve_app.link.messages import Ended, Output
 from serve_app.serving.engine_port import lease_of
@@ -165,6 +164,7 @@ async def test_wrong_tokens_open_nothing_and_disturb_nobody() -> None:
         good = visitor.token
         for secret in (b"", bytes(18), good.secret[:-1], good.secret + b"x", good.secret[::-1]):
             await refused(home, Returning(Token("engine", secret)))
+        await refused(home, Returning(Token("another", good.secret)))
         assert await steps(channel, 1) == [0]
         await visitor.leaves()
 
@@ -201,16 +201,22 @@ async def test_a_session_may_move_within_one_gateway() -> None:
 
 
 @on_loop
-async def test_two_who_show_one_token_at_once_are_one_too_many() -> None:
+async def test_of_two_who_show_one_token_before_either_has_attached_the_last_gets_the_session() -> None:
     async with house(1) as home:
         visitor = Visitor(home)
-        await visitor.comes()
+        await steps(await visitor.comes(), 2)
         await visitor.is_cut_off()
-        both = [session(home, Returning(visitor.token)) for _ in range(2)]
-        answers = await asyncio.gather(*(one.lease(WAIT_S) for one in both), return_exceptions=True)
-        assert sorted(type(answer).__name__ for answer in answers) == ["Granted", "SessionGone"]
-        for one in both:
-            await one.close(keep=True)
+        slow, quick = (session(home, Returning(visitor.token)) for _ in range(2))
+        await slow.lease(WAIT_S)
+        await quick.lease(WAIT_S)
+        with pytest.raises(StaleLease):
+            await slow.attach(WAIT_S)
+        channel = await quick.attach(WAIT_S)
+        await slow.close(keep=True)
+        await refused(home, Returning(visitor.token))
+        assert await steps(channel, 1) == [2]
+        await quick.close()
+        await home.until_free(1)
 
 
 @on_loop
