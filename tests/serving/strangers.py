@@ -127,6 +127,8 @@ def cases() -> list[Case]:
         _timely_tickets,
         _twice,
         _names,
+        _models,
+        _resumptions,
         _roads,
         _tricks,
         _tenants,
@@ -358,14 +360,42 @@ def _names() -> Iterator[Case]:
         yield Case(f"name: {how}, format", "name", as_format, 400, "bad_parameter")
 
 
+def _models() -> Iterator[Case]:
+    for how, name in PATHS.items():
+
+        def known(wallet: Wallet, query: str = f"model={name}") -> Question:
+            return CHAT.question(bearer(wallet.key("acme")), query=query)
+
+        def unknown(wallet: Wallet, query: str = f"model={name}") -> Question:
+            return CHAT.question(query=query)
+
+        yield Case(f"model: {how}", "model", known, 404, "unknown_model")
+        yield Case(f"model: {how}, of a stranger", "model", unknown, 401, "not_allowed")
+
+
+def _resumptions() -> Iterator[Case]:
+    """Tokens that nobody was given: no way back for whom we know, and not looked at for a stranger."""
+    for how, token in (PATHS | {"nonsense": "x", "like one": f"e.{'A' * 43}", "star": "*"}).items():
+
+        def known(wallet: Wallet, query: str = f"resume={token}") -> Question:
+            return CHAT.question(bearer(wallet.key("acme")), query=query)
+
+        def unknown(wallet: Wallet, query: str = f"resume={token}") -> Question:
+            return CHAT.question(query=query)
+
+        yield Case(f"resume: {how}", "resume", known, 410, "session_gone")
+        yield Case(f"resume: {how}, of a stranger", "resume", unknown, 401, "not_allowed")
+
+
 def _roads() -> Iterator[Case]:
     for (how, path), socket in itertools.product(ROADS.items(), (False, True)):
         kind = "socket" if socket else "page"
+        reason = "unknown_model" if socket and path.startswith("/api/chat/") else "not_found"
 
         def ask(wallet: Wallet, door: Door = Door(kind, "GET", path, socket)) -> Question:
             return door.question(bearer(wallet.key("acme")))
 
-        yield Case(f"path: {how}, {kind}", "path", ask, 404, "not_found")
+        yield Case(f"path: {how}, {kind}", "path", ask, 404, reason)
 
 
 def _tricks() -> Iterator[Case]:
