@@ -210,7 +210,7 @@ def test_all_that_comes_too_fast_is_heard_or_reported_as_dropped(idle: Cluster) 
     [
         ("?audio_temperature=nan", 400, "bad_parameter"),
         ("?text_topk=-1", 400, "bad_parameter"),
-        ("/nowhere", 404, "not_found"),
+        ("s/nowhere", 404, "not_found"),
     ],
 )
 def test_a_wrong_request_is_refused_before_the_upgrade_and_logged_once(
