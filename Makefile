@@ -10,7 +10,7 @@ USERS ?= 16
 SHAPES := steady ramp spike churn overload soak
 WORKERS ?= 2
 
-.PHONY: demo test check load $(SHAPES:%=load-%) load-wall soak chaos clean
+.PHONY: demo test check load $(SHAPES:%=load-%) load-wall live chaos clean
 
 demo: $(VENV)/.demo
 	$(BIN)/serve_app up configs/demo.yaml
@@ -33,9 +33,9 @@ $(SHAPES:%=load-%): load-%: $(VENV)/.dev
 load-wall: $(VENV)/.dev
 	$(BIN)/python -m load_tests.wall $(LOAD_ARGS)
 
-# Long suites: not part of `make test`.
-soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow tests/soak $(PYTEST_ARGS)
+# Long suites: not part of `make test`. `make live` has what takes many starts of Ray: roll-outs, engines that come and go.
+live: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow tests --ignore tests/chaos $(PYTEST_ARGS)
 
 chaos: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests/chaos $(PYTEST_ARGS)

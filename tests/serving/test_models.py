@@ -116,6 +116,7 @@ def test_an_engine_that_misses_its_deadlines_takes_nobody_until_it_has_recovered
     asyncio.run(enter(f"{cluster.chat}/{SLOW}"))
 
 
+@pytest.mark.slow
 def test_engines_come_when_seats_are_short_and_go_when_they_are_not_needed(cluster: Cluster) -> None:
     def engines() -> int:
         return int(cluster.info()["models"][ECHO]["engines"])

@@ -167,6 +167,7 @@ def test_a_client_that_is_cut_off_goes_on_at_the_other_gateway(town: Town) -> No
     assert len(lines(town.cluster, since, "session start slot")) == 1
 
 
+@pytest.mark.slow
 def test_clients_of_a_gateway_that_is_killed_go_on_at_the_other(town: Town) -> None:
     since = len(town.cluster.lines)
     acme = key(town, "acme")

@@ -16,6 +16,8 @@ from tests.serving.cluster import Cluster, eventually, up
 from tests.serving.cluster import changed as written
 from tests.serving.conversation import Visitor, tone, visit
 
+pytestmark = pytest.mark.slow
+
 SESSIONS: Final = 4
 DRAIN_S: Final = 6.0
 GRACE_S: Final = 4.0

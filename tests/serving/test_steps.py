@@ -46,7 +46,7 @@ def said(output: Output) -> list[bytes]:
 
         text = TextPieces([" yes"] * 10, drops_first_space=True).stream()
         await Connection(socket, attach, text, lambda: 0.0, silence_s=10.0).run()
-        return socket.sent[1:-1]
+        return socket.sent[1:-2]  # it ends with when to come again, and why
 
     return asyncio.run(asyncio.wait_for(talk(), 10))
 

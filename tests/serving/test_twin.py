@@ -17,6 +17,8 @@ from serve_app.accounts.keys_file import KeysFile
 from tests.serving.cluster import ROOT, Cluster, eventually, up
 from tests.serving.conversation import tone, visit
 
+pytestmark = pytest.mark.slow
+
 WAIT_S: Final = 30.0
 PARROT, ECHO = "parrot", "echo"
 

@@ -117,6 +117,7 @@ def test_every_kernel_in_place_says_what_the_pytorch_path_says(name: str, monkey
         assert_same(converse(STORAGES[name], SPECS), theirs)
 
 
+@pytest.mark.slow
 def test_rows_that_look_at_the_whole_vocabulary_leave_sampling_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = (SPECS[0], SessionSpec(sampling=HOT), SPECS[2])
     theirs = converse(Storage(), specs)
