@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -14,9 +13,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake
 
-from serve_app.accounts.keys_file import KeysFile
 from tests.serving.cluster import Cluster, changed, eventually, up
 from tests.serving.conversation import Visitor, loudest_hz, tone
+from tests.serving.tenancy import tenancy
 from tests.serving.test_tenants import WAIT_S, Town, as_header, key, refused
 
 SLOTS: Final = 4
@@ -36,14 +35,7 @@ tenants:
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "tenants.yaml").write_text(TENANTS)
-    keys = KeysFile(folder / "keys.json", time.time, secrets.token_bytes)
-    tenants = {
-        "file": str(folder / "tenants.yaml"),
-        "keys": str(folder / "keys.json"),
-        "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
-        "reload_s": 0.2,
-    }
+    keys, tenants = tenancy(folder, TENANTS)
     gateway = {"tenants": tenants, "silence_s": 30.0, "replicas": 2, "resume_s": GRACE_S}
     with up(changed("passthrough.yaml", folder, {"slots": SLOTS}, gateway)) as cluster:
         eventually(lambda: cluster.ready() and len(cluster.replicas("Gateway")) == 2, 3 * WAIT_S)

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import signal
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from serve_app.accounts.keys_file import KeysFile
 from tests.serving.cluster import Cluster, changed, eventually, up
 from tests.serving.conversation import tone, visit
+from tests.serving.tenancy import tenancy
 
 ENGINES: Final = 2
 SLOTS: Final = 4
@@ -76,14 +75,7 @@ class Town:
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     folder = tmp_path_factory.mktemp("town")
-    (folder / "tenants.yaml").write_text(TENANTS)
-    keys = KeysFile(folder / "keys.json", time.time, secrets.token_bytes)
-    tenants = {
-        "file": str(folder / "tenants.yaml"),
-        "keys": str(folder / "keys.json"),
-        "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
-        "reload_s": 0.2,
-    }
+    keys, tenants = tenancy(folder, TENANTS)
     gateway = {"tenants": tenants, "queue": 10, "silence_s": 30.0}
     with up(changed("passthrough.yaml", folder, {"slots": SLOTS, "engines": ENGINES}, gateway)) as cluster:
         eventually(lambda: cluster.ready() and cluster.info()["slots"] == ENGINES * SLOTS, WAIT_S)

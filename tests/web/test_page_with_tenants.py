@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import secrets
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from serve_app.config import KEY_VARIABLE
 from tests.client.loop import in_loop
 from tests.serving.cluster import Cluster, changed, eventually, up
 from tests.serving.conversation import visit
+from tests.serving.tenancy import tenancy
 from tests.web.browser import CHROMIUM, Browser, Page
 
 WAIT_S: Final = 20.0
@@ -72,14 +71,7 @@ def named(headers: dict[str, str]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     folder = tmp_path_factory.mktemp("town")
-    (folder / "tenants.yaml").write_text(TENANTS)
-    keys = KeysFile(folder / "keys.json", time.time, secrets.token_bytes)
-    tenants = {
-        "file": str(folder / "tenants.yaml"),
-        "keys": str(folder / "keys.json"),
-        "ledger": f"sqlite:///{folder / 'ledger.sqlite'}",
-        "reload_s": 0.2,
-    }
+    keys, tenants = tenancy(folder, TENANTS)
     gateway = {"tenants": tenants, "queue": 5, "silence_s": 30.0, "origins": [HOME]}
     with up(changed("passthrough.yaml", folder, {"slots": 1}, gateway)) as cluster:
         town = Town(cluster, keys)
