@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import math
+import secrets
 import socket
 import subprocess
 from typing import Final
@@ -15,6 +16,9 @@ CONVERSATION_S: Final = 4 * 3600
 
 LOAD_S: Final = 2.0
 """How often engines tell Ray how they are, where their number follows from it. By default 10 s."""
+
+QUIET_PORTS: Final = range(21_000, 30_000)
+"""Above the links of the manifests, below the gateways' own; Linux gives clients 32768 and up."""
 
 NOWHERE: Final = "/dev/null"
 """No socket, so HAProxy can hand no line to it. It says so once, in a file of Ray's."""
@@ -31,7 +35,7 @@ THROUGHPUT: Final = {
 
 
 def environment(
-    *, haproxy: bool, drain_s: float, ports: tuple[int, int, int], longest_s: float | None = CONVERSATION_S
+    *, haproxy: bool, drain_s: float, ports: tuple[int, ...], longest_s: float | None = CONVERSATION_S
 ) -> dict[str, str]:
     """What must be set before Ray is imported.
 
@@ -69,6 +73,20 @@ def haproxy_works() -> bool:
         return subprocess.run([binary, "-v"], capture_output=True, timeout=10, check=False).returncode == 0
     except (ImportError, OSError, subprocess.SubprocessError):
         return False
+
+
+def quiet_ports(host: str, count: int) -> tuple[int, ...]:
+    """Free ports for later, out of the range from which the kernel serves outgoing connections meanwhile.
+
+    Raises:
+        ConfigError: as `free_port`.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        wanted = secrets.choice(QUIET_PORTS)
+        if free_port(host, wanted) == wanted:
+            found.add(wanted)
+    return tuple(found)
 
 
 def free_port(host: str, wanted: int) -> int:

@@ -31,7 +31,7 @@ from serve_app.config import (
 )
 from serve_app.errors import ConfigError, EngineLost
 from serve_app.serving.descendants import Descendants
-from serve_app.serving.environment import environment, free_port, haproxy_works
+from serve_app.serving.environment import environment, free_port, haproxy_works, quiet_ports
 from serve_app.serving.voices import read_voices
 
 OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
@@ -93,10 +93,15 @@ class Launcher:
 
     def _serve(self) -> int:
         haproxy = haproxy_works()
-        ports = (free_port("127.0.0.1", 0), free_port("127.0.0.1", 0), free_port("127.0.0.1", 0))
+        ports = quiet_ports("0.0.0.0", 3)
         gateway = self._config.gateway
         os.environ.update(
-            environment(haproxy=haproxy, drain_s=gateway.drain_s, ports=ports, longest_s=gateway.longest_s)
+            environment(
+                haproxy=haproxy,
+                drain_s=gateway.drain_s,
+                ports=ports,
+                longest_s=gateway.longest_s,
+            )
         )
         self._start_ray()
         problem = self._deploy(self._config.serve.applications) or self._wait_until_ready()

@@ -12,7 +12,7 @@ from serve_app.audio.opus import Traffic
 from serve_app.errors import ConfigError, EngineFull, ParameterRefused
 from serve_app.serving.answers import refusal
 from serve_app.serving.descendants import Descendants
-from serve_app.serving.environment import environment, free_port, haproxy_works
+from serve_app.serving.environment import QUIET_PORTS, environment, free_port, haproxy_works, quiet_ports
 from serve_app.serving.info import describe
 from serve_app.serving.meter import Meter
 from serve_app.serving.page import page_folder
@@ -121,3 +121,9 @@ def test_the_page_is_found() -> None:
     folder = page_folder()
     assert folder is not None
     assert (folder / "index.html").is_file()
+
+
+def test_ports_for_later_are_free_different_and_no_clients() -> None:
+    ports = quiet_ports("127.0.0.1", 3)
+    assert len(set(ports)) == 3
+    assert all(port in QUIET_PORTS and free_port("127.0.0.1", port) == port for port in ports)

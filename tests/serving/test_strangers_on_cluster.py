@@ -29,6 +29,8 @@ from tests.serving.conversation import FRAME_S, visit
 from tests.serving.strangers import DEAD, LIVING, TENANTS, Case, Question, sample
 from tests.serving.test_bad_input import OUR_FAULT, undisturbed
 
+pytestmark = pytest.mark.slow
+
 WAIT_S: Final = 20.0
 ANSWER_S: Final = 10.0
 TRIES: Final = 5

@@ -52,8 +52,8 @@ MODULES: Final = {
 }
 """Operation to the module of its kernel, where a function of the same name takes its arguments."""
 
-WITHOUT: Final = frozenset({"int8_linear"})
-"""No kernel yet: the PyTorch path widens the weight for every product."""
+WITHOUT: Final = {"int8_linear": 4}
+"""No kernel yet, and what the PyTorch path launches: widen the weight, multiply, scale, narrow."""
 
 FLOAT8: Final = (8, 9)
 """Compute capability from which fp8 values are converted in hardware, and Triton compiles them."""
@@ -105,7 +105,7 @@ def interpreted() -> bool:
 def launches(name: str, arguments: Sequence[Any]) -> int | None:
     """How many kernels an operation launches once it is plugged in; None where it has none of its own."""
     if name not in MODULES:
-        return None
+        return WITHOUT.get(name)
     count = _LAUNCHES.get(name)
     return 1 if count is None else count(*arguments)
 

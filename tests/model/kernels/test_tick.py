@@ -45,6 +45,10 @@ STORAGES: Final = {
 }
 
 
+FIRST = next(iter(STORAGES))
+"""Of `make test`; the others take the interpreter a minute and are `make live`'s."""
+
+
 def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
     """No value is looked at on the host, and rings lie there with their positions first.
 
@@ -107,7 +111,9 @@ def few_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_codes")
-@pytest.mark.parametrize("name", list(STORAGES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == FIRST else pytest.mark.slow) for name in STORAGES]
+)
 def test_every_kernel_in_place_says_what_the_pytorch_path_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = converse(STORAGES[name], SPECS)
     as_on_a_gpu(monkeypatch)
