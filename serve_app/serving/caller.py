@@ -69,8 +69,7 @@ class Caller:
         self._request = AdmissionRequest(SessionId(secrets.token_hex(16)), "", model, rows, parameters)
         self._answer: Answer | None = None
         self._asked_s: float | None = None
-        self._live = asyncio.Event()
-        self._live_s = 0.0
+        self._live_s: float | None = None
         self._lived_s = 0.0
         self._confirmed = False
         self._order: asyncio.Future[ChorusError] = asyncio.get_running_loop().create_future()
@@ -145,14 +144,13 @@ class Caller:
         """Give everything back. Never raises: an authority that is gone forgets by itself."""
         if self._asked_s is None:
             return
-        audio_s = self._clock() - self._live_s if self._live.is_set() else None
+        audio_s = None if self._live_s is None else self._clock() - self._live_s
         with contextlib.suppress(EngineLost):
             await self._host.leave(self.session, audio_s)
 
     def goes_live(self) -> None:
         """The handshake is out: its time begins, or goes on."""
         self._live_s = self._clock() - self._lived_s
-        self._live.set()
 
     def end(self, why: ChorusError) -> None:
         """Somebody else decided that it ends. Idempotent."""
@@ -168,15 +166,6 @@ class Caller:
         """How long it may last."""
         assert isinstance(self._answer, Granted), "not let in"
         return self._answer.longest_s
-
-    @property
-    def left_s(self) -> float:
-        """How long it may last yet, counted from when it goes live here."""
-        return max(0.0, self.longest_s - self._lived_s)
-
-    async def live(self) -> None:
-        """Wait until it goes live."""
-        await self._live.wait()
 
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Refused):

@@ -189,6 +189,7 @@ class Conversation:
     async def _attach(self, connection: Connection) -> Channel:
         """The slot, opened, and the visitor's way back to it."""
         channel = await self._let_in(connection)
+        self._lives.set()  # the handshake follows at once: who minds the session speaks after it
         if self._way_back is not None:
             connection.greets_with(self._way_back.told())
         return channel
@@ -197,9 +198,7 @@ class Conversation:
         """The slot, opened: who waits is let in first."""
         caller = self.caller
         if caller is None:
-            channel = await self._open()
-            self._lives.set()  # the handshake follows at once: who minds the session speaks after it
-            return channel
+            return await self._open()
         if caller.waits:
             with self._opening.part("queue"):
                 await caller.queue(connection.tell)
@@ -208,7 +207,6 @@ class Conversation:
         # Side by side: a round trip less before the visitor may speak, and a long prompt lets no grant expire.
         channel, _ = await asyncio.gather(self._open(), caller.confirm())
         caller.goes_live()
-        self._lives.set()
         return channel
 
     async def _open(self) -> Channel:

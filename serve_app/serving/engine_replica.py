@@ -172,8 +172,10 @@ class EngineReplica:
         stats, kept = self._engine.stats(), self._deadlines.kept
         self._deadlines.report(stats.ticks, stats.overruns)
         if self._deadlines.kept != kept:
-            logger.warning("ticks %s: overruns=%d of ticks=%d", "are late" if kept else "are in time again",
-                           stats.overruns, stats.ticks)  # fmt: skip
+            logger.warning(
+                "ticks are %(now)s overruns=%(overruns)d ticks=%(ticks)d",
+                {"now": "late" if kept else "in time again", "overruns": stats.overruns, "ticks": stats.ticks},
+            )
 
     def _show(self) -> None:
         stats = self._engine.stats()
@@ -185,7 +187,10 @@ class EngineReplica:
         await self._departure.begun()
         self._engine.drain()
         stats = self._engine.stats()
-        logger.info("replaced: %d sessions have %g s", stats.slots - stats.free, self._settings.drain_s)
+        logger.info(
+            "engine replaced sessions=%(sessions)d drain_s=%(drain_s)g",
+            {"sessions": stats.slots - stats.free, "drain_s": self._settings.drain_s},
+        )
         await self._report()
         await asyncio.sleep(self._departure.left_s or 0.0)
         await self._leave()

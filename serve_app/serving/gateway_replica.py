@@ -236,7 +236,10 @@ class GatewayReplica:
         """
         departure = self._house.departure
         await departure.begun()
-        logger.info("replaced: %d conversations have %g s", len(self._here), departure.left_s)
+        logger.info(
+            "gateway replaced conversations=%(conversations)d drain_s=%(drain_s)g",
+            {"conversations": len(self._here), "drain_s": departure.left_s},
+        )
         if proxy_mode() == "haproxy":
             while self._here or departure.since_s < DEREGISTER_S:
                 await asyncio.sleep(LOOK_S)

@@ -109,9 +109,14 @@ def test_a_clock_that_jumps_a_day_ahead_and_back_forgives_nothing() -> None:
 def test_a_changed_rate_takes_effect_and_the_old_bucket_is_forgotten() -> None:
     desk = Desk()
     desk.start(Tenant(name="acme", sessions_per_minute=1.0))
-    desk.start(Tenant(name="acme", sessions_per_minute=2.0))
+    doubled = Tenant(name="acme", sessions_per_minute=2.0)
+    desk.start(doubled)
+    desk.start(doubled)
+    with pytest.raises(TooManyStarts) as caught:
+        desk.start(doubled)
+    assert caught.value.retry_after_s == pytest.approx(30.0)
     desk.quotas.keep(set())
-    desk.start(Tenant(name="acme", sessions_per_minute=2.0))
+    desk.start(doubled)
 
 
 @given(

@@ -14,7 +14,9 @@ ACME = Tenant(
 
 
 def test_a_tenant_without_lists_may_ask_for_everything() -> None:
-    Tenant(name="open").permit("any", ["text_topk", "audio_topk"])
+    anyone = Tenant(name="open")
+    anyone.permit("any", ["text_topk", "audio_topk"])
+    assert anyone.may_use("any")
 
 
 def test_a_model_that_is_not_listed_is_forbidden() -> None:

@@ -167,6 +167,7 @@ def test_rare_stumbles_are_forgiven() -> None:
     for _ in range(500):
         one.feed(b"stumble")
         clock.now_s += 11.0
+    assert len(listen(sphn_messages(20), one, clock).frames) == 20
 
 
 def test_bad_packet_costs_only_itself() -> None:

@@ -67,6 +67,7 @@ def test_the_published_7b_in_bf16_needs_14_7_gib_and_1_5_gib_a_slot(moshi_7b: Pl
 
 def test_32_slots_of_the_published_7b_fit_in_80_gib(moshi_7b: Plan) -> None:
     moshi_7b.require(32, 80 * GIB)
+    assert moshi_7b.fits(80 * GIB) >= 32
 
 
 @pytest.mark.parametrize(("memory", "slots"), [(0, 0), (100, 0), (133, 0), (134, 1), (144, 1), (145, 2), (1_000, 79)])

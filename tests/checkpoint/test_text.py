@@ -66,7 +66,8 @@ def test_an_unfinished_character_at_the_end_is_replaced(spelled: Spelled) -> Non
 
 @given(tokens=st.lists(st.integers(-3, 400)))
 def test_any_tokens_give_text_that_can_be_sent(spelled: Spelled, tokens: list[int]) -> None:
-    spelled.say(tokens).encode("utf-8")
+    said = spelled.say(tokens)
+    assert said.encode("utf-8").decode("utf-8") == said
 
 
 @pytest.mark.parametrize("token", [-2, -1, 0, 1, 2, 3, 32_000])

@@ -281,7 +281,8 @@ def test_logs_are_text_or_json_whatever_else_the_file_says(tmp_path: Path) -> No
 
 
 def test_ray_takes_a_file_that_says_how_to_log() -> None:
-    ServeDeploySchema.model_validate({**passthrough(), "logs": "json"})
+    taken = ServeDeploySchema.model_validate({**passthrough(), "logs": "json"})
+    assert [application.name for application in taken.applications] == ["engine", "gateway"]
 
 
 def test_without_an_operators_key_there_is_none_and_a_short_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

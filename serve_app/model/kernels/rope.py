@@ -11,6 +11,7 @@ from torch import Tensor
 
 from serve_app.model.kernels.jit import jit
 from serve_app.model.kernels.splits import power_of_two
+from serve_app.model.quantised_kv import LARGEST
 
 
 @jit
@@ -105,11 +106,6 @@ def _store_pair(
     tl.store(to + second, b.to(to.dtype.element_ty), inside)
 
 
-def greatest_of(dtype: torch.dtype) -> float:
-    """What the greatest of a token's values in a head becomes in a quantised store."""
-    return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-
-
 def rope_append(
     qkv: Tensor,
     cos: Tensor | None,
@@ -151,7 +147,7 @@ def rope_append(
         index.stride(0),
         index.stride(1),
         keys.shape[1],
-        greatest_of(keys.dtype) if key_scale is not None else 1.0,
+        LARGEST[keys.dtype] if key_scale is not None else 1.0,
         heads=heads,
         kv_heads=kv_heads,
         half=half,
