@@ -43,6 +43,9 @@ at("key").addEventListener("keydown", (event) => {
   if (event.key === "Enter") useKey();
 });
 
+// Who closes the page is gone for good: its seat need not be kept.
+addEventListener("pagehide", () => conversation?.stop());
+
 function useKey() {
   const key = at("key").value.trim();
   at("key").value = "";

@@ -256,14 +256,13 @@ class Run:
             cells = [c for c in self.result["cells"] if c["lengths"] == lengths.label and c["fits"]]
             by_time, measured = capacity.in_time([(cell["rows"], cell["counted"]["p99_ms"]) for cell in cells])
             by_memory = self._room.most(functools.partial(self._steps, lengths=lengths))
-            found = capacity.Capacity(lengths.label, by_memory, self._held(lengths), by_time, measured)
+            by_length = by_memory if self.asked.pages else self._held(lengths)
+            found = capacity.Capacity(lengths.label, by_memory, by_length, by_time, measured)
             told = {**dataclasses.asdict(found), "sessions": found.sessions, "binds": found.binds}
             self.result["capacity"].append(told)
 
     def _held(self, lengths: Lengths) -> int:
-        """Slots that fit where keys and values take what conversations of this length hold."""
-        if self.asked.pages:
-            return self._room.most(functools.partial(self._steps, lengths=lengths))
+        """Rings that would fit were each as long as what a conversation of this length holds."""
         lm = self._work["lm"]
         spared = self._context - min(mean(lengths.of(max(self.asked.rows), self._context)), self._context)
         slot_bytes = max(self._slot_bytes - int(spared * lm.step_bytes), 1)

@@ -14,8 +14,8 @@ from serve_app.serving.granted import Admitted, Past
 from serve_app.serving.knock import Knock
 from serve_app.units import SessionId
 
-PATIENCE_S: Final = 30.0
-"""So long a caller that waits is kept while there is no authority: a successor takes some seconds."""
+PATIENCE_S: Final = 120.0
+"""So long a caller that waits is kept while there is no authority: a busy machine takes half a minute to start one."""
 
 Tell = Callable[[Mapping[str, Any]], Awaitable[None]]
 """Sends a metadata message to the client."""

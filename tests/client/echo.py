@@ -60,6 +60,7 @@ class EchoServer:
         folder: files to serve beside the chat.
         frames: what was heard, of all sessions.
         queries: one per connection.
+        close_codes: with which the connections ended, in order.
     """
 
     delay_frames: int = 0
@@ -84,6 +85,7 @@ class EchoServer:
     authorizations: list[str | None] = dataclasses.field(default_factory=list)
     audio_messages: int = 0
     closed: int = 0
+    close_codes: list[int | None] = dataclasses.field(default_factory=list)
     port: int = 0
     connections: set[ServerConnection] = dataclasses.field(default_factory=set)
 
@@ -142,6 +144,7 @@ class EchoServer:
         with contextlib.suppress(ConnectionClosed):
             await self._echo(connection)
         self.closed += 1
+        self.close_codes.append(connection.close_code)
 
     async def _echo(self, connection: ServerConnection) -> None:
         chat = ChatServer(time.monotonic)

@@ -20,8 +20,10 @@ import yaml
 from serve_app.serving.descendants import Descendants
 
 ROOT: Final = Path(__file__).parents[2]
-START_S: Final = 120.0
+START_S: Final = 300.0
 POLL_S: Final = 0.1
+WAIT_S: Final = 60.0
+"""For what comes in a second or two: tests do not depend on how busy the machine is."""
 ADDRESS: Final = re.compile(r"^http://localhost:(\d+)$")
 
 T = TypeVar("T")

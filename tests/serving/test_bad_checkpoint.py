@@ -23,7 +23,7 @@ from serve_app.errors import CheckpointError
 from serve_app.model.mimi import Mimi
 from serve_app.serving.runners import make_runner
 from serve_app.units import FRAME_S, FRAME_SAMPLES, SAMPLE_RATE_HZ
-from tests.serving.cluster import ROOT, START_S, Cluster, changed, eventually, running, up
+from tests.serving.cluster import ROOT, START_S, WAIT_S, Cluster, changed, eventually, running, up
 from tests.serving.conversation import Pcm, Visitor, visit
 
 CHECKPOINT: Final = ROOT / "serve_app" / "demo" / "checkpoint"
@@ -33,8 +33,6 @@ FRAMES: Final = 60
 NOISES: Final = 3
 SHIFTS: Final = range(0, 2 * FRAME_SAMPLES, 160)  # speech may begin anywhere in a frame
 SLOTS: Final = 2
-FREE_S: Final = 15.0
-LOG_S: Final = 10.0
 TALK_S: Final = 60.0
 GREEDY: Final = "?audio_temperature=0&text_temperature=0"
 
@@ -162,12 +160,12 @@ async def _converse(cluster: Cluster) -> None:
     async with asyncio.timeout(TALK_S):
         async with visit(address) as alone:
             await speak(alone)
-        await asyncio.to_thread(eventually, lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
+        await asyncio.to_thread(eventually, lambda: cluster.info()["slots_free"] == SLOTS, WAIT_S)
         async with visit(address) as neighbour, visit(address) as victim:
             await asyncio.gather(speak(neighbour), overflow(victim))
         assert (victim.close_code, victim.close_reason, victim.errors) == (1011, "not_finite", ["internal error"])
         assert_same(alone, neighbour)
-        await asyncio.to_thread(eventually, lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
+        await asyncio.to_thread(eventually, lambda: cluster.info()["slots_free"] == SLOTS, WAIT_S)
         async with visit(address) as one, visit(address) as another:  # one of them has the victim's slot
             await asyncio.gather(speak(one), speak(another))
         assert_same(alone, one)
@@ -177,4 +175,4 @@ async def _converse(cluster: Cluster) -> None:
 def test_a_row_that_overflows_ends_with_1011_and_nobody_else_hears_of_it(poisoned: Path, tmp_path: Path) -> None:
     with up(changed("demo.yaml", tmp_path, {"checkpoint": {"folder": str(poisoned)}, "slots": SLOTS})) as cluster:
         asyncio.run(_converse(cluster))
-        assert eventually(lambda: cluster.output.count("conversation end cause=not_finite"), LOG_S) == 1
+        assert eventually(lambda: cluster.output.count("conversation end cause=not_finite"), WAIT_S) == 1

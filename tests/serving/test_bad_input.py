@@ -18,12 +18,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from load_tests.speech import encoded
 from serve_app.audio.budget import audio_budget
 from serve_app.audio.opus import OpusReceiver, OpusSender
-from tests.serving.cluster import Cluster, eventually
+from tests.serving.cluster import WAIT_S, Cluster, eventually
 from tests.serving.conftest import SILENCE_S, SLOTS
 from tests.serving.conversation import FRAME_S, Visitor, tone, visit
 
-FREE_S: Final = 15.0
-LOG_S: Final = 10.0
 TEST_S: Final = 40.0
 NEIGHBOUR_FRAMES: Final = 38
 LAST_WORD: Final = re.compile(r"conversation end cause=(\S+)")
@@ -111,7 +109,7 @@ OFFENCES: Final = [
 
 @pytest.fixture
 def idle(cluster: Cluster) -> Cluster:
-    eventually(lambda: cluster.ready() and cluster.info()["slots_free"] == SLOTS, FREE_S)
+    eventually(lambda: cluster.ready() and cluster.info()["slots_free"] == SLOTS, WAIT_S)
     return cluster
 
 
@@ -157,12 +155,12 @@ def told(cluster: Cluster, since: int, what: re.Pattern[str], count: int) -> lis
         said = [match[1] for line in list(cluster.lines)[since:] if (match := what.search(line))]
         return sorted("left" if cause in LEFT else cause for cause in said) if len(said) >= count else None
 
-    return eventually(found, LOG_S) or []
+    return eventually(found, WAIT_S) or []
 
 
 def assert_settled(cluster: Cluster, since: int, *causes: str) -> None:
     """One line for each conversation that was held, none about a fault of ours, every slot free."""
-    eventually(lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
+    eventually(lambda: cluster.info()["slots_free"] == SLOTS, WAIT_S)
     assert told(cluster, since, LAST_WORD, len(causes)) == sorted(causes)
     assert [line for line in list(cluster.lines)[since:] if OUR_FAULT.search(line)] == []
 

@@ -1,19 +1,16 @@
 """One caller between its client and the authority."""
 
-import asyncio
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait
-from serve_app.errors import ChorusError, DaySpent, EngineLost, NotAllowed, QueueFull, SessionOver
+from serve_app.errors import ChorusError, DaySpent, EngineLost, NotAllowed, QueueFull
 from serve_app.serving.admission_host import Opened
 from serve_app.serving.caller import PATIENCE_S, Caller
 from serve_app.serving.granted import Admitted, Past
 from serve_app.serving.knock import Knock
-from serve_app.serving.term import mind_term
 from serve_app.units import SessionId
 from tests.link.fakes import on_loop
 
@@ -115,7 +112,7 @@ async def test_a_queue_outlives_its_authority_and_says_how_long_it_has_waited() 
 
 @on_loop
 async def test_a_queue_without_an_authority_ends() -> None:
-    stage = Stage([SOON, *(EngineLost() for _ in range(100))])
+    stage = Stage([SOON, *(EngineLost() for _ in range(200))])
     await stage.caller.open(KNOCK)
     with pytest.raises(EngineLost):
         await stage.caller.queue(stage.tell)
@@ -153,34 +150,8 @@ async def test_an_order_ends_it_with_its_reason() -> None:
         await stage.caller.mind_orders()
 
 
-@pytest.mark.parametrize(("longest_s", "warned_s", "left_s"), [(3_600.0, 3_540.0, 60), (20.0, 0.0, 20)])
 @on_loop
-async def test_a_session_is_warned_a_minute_before_its_end(longest_s: float, warned_s: float, left_s: int) -> None:
-    stage = Stage([GRANT], longest_s)
-    await stage.caller.open(KNOCK)
-    stage.caller.goes_live()
-    with pytest.raises(SessionOver) as over:
-        await mind_term(stage.caller, stage.tell, stage.sleep)
-    assert stage.told == [(warned_s, {"session": {"ends_in_s": left_s}})]
-    assert stage.now_s == longest_s
-    assert over.value.close_code == 1000
-
-
-@on_loop
-async def test_a_session_without_a_limit_is_never_warned() -> None:
-    stage = Stage([GRANT], math.inf)
-    await stage.caller.open(KNOCK)
-    stage.caller.goes_live()
-    minding = asyncio.create_task(mind_term(stage.caller, stage.tell, asyncio.sleep))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert not minding.done()
-    assert stage.told == []
-    minding.cancel()
-
-
-@on_loop
-async def test_a_session_that_came_back_lasts_what_is_left_of_it_and_is_let_in_no_second_time() -> None:
+async def test_a_session_that_came_back_is_let_in_no_second_time_and_spoke_as_long_as_it_lived() -> None:
     stage = Stage([])
     stage.host.confirms = False
     past = Past(Admitted(SessionId("s"), "acme", "e", 100.0), 70.0)
@@ -188,20 +159,7 @@ async def test_a_session_that_came_back_lasts_what_is_left_of_it_and_is_let_in_n
     assert (caller.session, caller.tenant, caller.waits) == ("s", "acme", False)
     await caller.confirm()
     caller.goes_live()
-    with pytest.raises(SessionOver):
-        await mind_term(caller, stage.tell, stage.sleep)
-    assert stage.told == [(0.0, {"session": {"ends_in_s": 30}})]
+    stage.now_s += 30.0
     await caller.leave()
     assert stage.host.left == [("s", 100.0)]
     assert stage.host.asked == []
-
-
-@on_loop
-async def test_a_session_that_came_back_too_late_for_its_limit_ends_at_once() -> None:
-    stage = Stage([])
-    past = Past(Admitted(SessionId("s"), "acme", "e", 100.0), 130.0)
-    caller = Caller.back(stage.host, past, lambda: stage.now_s, stage.sleep)
-    caller.goes_live()
-    with pytest.raises(SessionOver):
-        await mind_term(caller, stage.tell, stage.sleep)
-    assert stage.now_s == 0.0

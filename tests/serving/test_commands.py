@@ -3,10 +3,9 @@
 import asyncio
 import functools
 import signal
-import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,26 +33,15 @@ async def speak(cluster: Cluster, frames: int = 25) -> int:
     return visitor.messages
 
 
-def test_ctrl_c_tells_visitors_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    async def talk(cluster: Cluster) -> float:
-        async with visit(cluster.chat) as visitor:
-            await visitor.say(tone(440, 1))
-            began_s = time.monotonic()
-            cluster.family.look()
-            cluster.process.send_signal(signal.SIGINT)
-            await visitor.listen()
-        assert (visitor.close_code, visitor.close_reason) == (1012, "draining")
-        return began_s
-
-    with up(changed("passthrough.yaml", tmp_path, {"slots": 2})) as cluster:
-        began_s = asyncio.run(talk(cluster))
-        assert cluster.process.wait(STOP_S) == 0
-        assert time.monotonic() - began_s <= STOP_S
-        assert cluster.family.left() == []
-        assert "Traceback" not in cluster.output
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Open to other hosts, with a key. The last test of this file that takes it ends it."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with up(changed("passthrough.yaml", folder, http={"host": "0.0.0.0"}), {KEY_VARIABLE: KEY}) as cluster:
+        yield cluster
 
 
-def test_beyond_loopback_a_key_is_asked_for_and_taken_in_a_header_or_the_query(tmp_path: Path) -> None:
+def test_beyond_loopback_a_key_is_asked_for_and_taken_in_a_header_or_the_query(guarded: Cluster) -> None:
     async def talk(cluster: Cluster) -> None:
         with pytest.raises(Exception, match="401"):
             await speak(cluster, 1)
@@ -66,24 +54,26 @@ def test_beyond_loopback_a_key_is_asked_for_and_taken_in_a_header_or_the_query(t
         assert [(await asyncio.to_thread(cluster.get, path))[0] for path in ("/health", "/ready")] == [200, 200]
         assert (await asyncio.to_thread(cluster.get, f"/info?auth_id={KEY}"))[1]["model"] == "pass-through"
 
-    config = changed("passthrough.yaml", tmp_path, http={"host": "0.0.0.0"})
-    with up(config, {KEY_VARIABLE: KEY}) as cluster:
-        asyncio.run(talk(cluster))
-        assert KEY not in cluster.output
-        assert cluster.interrupt(STOP_S) == 0
+    asyncio.run(talk(guarded))
 
 
-def test_serve_run_works_and_warns_of_the_slow_proxy_with_the_right_command(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = changed("passthrough.yaml", tmp_path, {"slots": 2}, http={"port": port})
-    with running([str(Path(sys.executable).parent / "serve"), "run", str(config)]) as (process, lines):
-        cluster = Cluster(process, lines, port)
-        eventually(lambda: process.poll() is not None or cluster.ready(), START_S)
-        assert cluster.info()["proxy_mode"] == "python"
-        assert asyncio.run(speak(cluster)) == 25
-        assert "serve_app up" in cluster.output
+def test_ctrl_c_tells_visitors_and_leaves_nothing_behind_and_no_key_in_any_line(guarded: Cluster) -> None:
+    async def talk() -> float:
+        async with visit(guarded.chat, additional_headers={"Authorization": f"Bearer {KEY}"}) as visitor:
+            await visitor.say(tone(440, 1))
+            began_s = time.monotonic()
+            guarded.family.look()
+            guarded.process.send_signal(signal.SIGINT)
+            await visitor.listen()
+        assert (visitor.close_code, visitor.close_reason) == (1012, "draining")
+        return began_s
+
+    began_s = asyncio.run(talk())
+    assert guarded.process.wait(STOP_S) == 0
+    assert time.monotonic() - began_s <= STOP_S
+    assert guarded.family.left() == []
+    assert "Traceback" not in guarded.output
+    assert KEY not in guarded.output
 
 
 def test_serve_run_beyond_loopback_without_a_key_starts_neither_application(tmp_path: Path) -> None:
@@ -99,14 +89,19 @@ def _refused(lines: Sequence[str], application: str) -> bool:
     return f"0.0.0.0 is not loopback: set a key in {KEY_VARIABLE}" in said and application in said
 
 
-def test_prod_with_checkpoint_device_and_gpus_replaced_holds_a_conversation(tmp_path: Path) -> None:
-    if not (DEMO_CHECKPOINT / "config.json").is_file():
-        pytest.skip("serve_app/demo/checkpoint is not there yet: nothing small enough to serve as prod.yaml does")
+def test_serve_run_of_prod_with_three_values_replaced_holds_a_conversation_and_warns_of_the_slow_proxy(
+    tmp_path: Path,
+) -> None:
     replaced = {"checkpoint": {"folder": str(DEMO_CHECKPOINT)}, "device": "cpu", "num_gpus": 0}
-    with up(changed("prod.yaml", tmp_path, replaced)) as cluster:
-        messages = asyncio.run(speak(cluster))
-        assert messages > 0
+    port = free_port("127.0.0.1", 0)
+    config = changed("prod.yaml", tmp_path, replaced, http={"port": port})
+    with running([str(Path(sys.executable).parent / "serve"), "run", str(config)]) as (process, lines):
+        cluster = Cluster(process, lines, port)
+        eventually(lambda: process.poll() is not None or cluster.ready(), START_S)
+        assert asyncio.run(speak(cluster)) > 0
         info = cluster.info()
+        assert info["proxy_mode"] == "python"
+        assert "serve_app up" in cluster.output
         for told in ("stage_ms", "ms_per_frame"):
             assert set(info["engines"][0][told]) >= {"encode", "lm", "depformer", "decode"}
         assert info["model"] == DEMO_CHECKPOINT.name

@@ -14,12 +14,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from tests.serving.cluster import Cluster, eventually, maps
+from tests.serving.cluster import WAIT_S, Cluster, eventually, maps
 from tests.serving.conftest import SILENCE_S, SLOTS
 from tests.serving.conversation import TEST_S, Visitor, loudest_hz, tone, visit
 
 RECOVERY_S = 40.0
-FREE_S = 15.0
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -146,7 +145,7 @@ def test_a_visitor_that_vanishes_gives_its_slot_back(cluster: Cluster) -> None:
             visitor.socket.transport.abort()
 
     run(talk())
-    eventually(lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
+    eventually(lambda: cluster.info()["slots_free"] == SLOTS, WAIT_S)
 
 
 def test_a_visitor_that_hides_its_going_from_ray_gives_its_slot_back_too(cluster: Cluster) -> None:
@@ -156,7 +155,7 @@ def test_a_visitor_that_hides_its_going_from_ray_gives_its_slot_back_too(cluster
             visitor.socket.transport.abort()
 
     run(talk())
-    eventually(lambda: cluster.info()["slots_free"] == SLOTS, FREE_S)
+    eventually(lambda: cluster.info()["slots_free"] == SLOTS, WAIT_S)
 
 
 @pytest.mark.parametrize("content", ["hello", b"", b"\x63what is this"])

@@ -4,17 +4,16 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tests.serving.cluster import Cluster, changed, eventually, up
+from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
 from tests.serving.conversation import tone, visit
 
-WAIT_S: Final = 30.0
 ECHO, TINY, SLOW = "echo", "tiny", "slow"
 
 

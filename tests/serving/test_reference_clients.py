@@ -15,13 +15,12 @@ from load_tests.strangers import AMPLITUDE, WARM_UP_FRAMES, judged, sung, voice_
 from serve_app.demo.recording import FOLDER, NAME, read_recording
 from serve_app.units import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from tests.client.loop import in_loop
-from tests.serving.cluster import ROOT, Cluster, eventually, up
+from tests.serving.cluster import ROOT, WAIT_S, Cluster, eventually, up
 from tests.serving.conftest import SLOTS
 from tests.serving.conversation import Pcm, Visitor, tone
 from tests.serving.reference import AT_ONCE_FRAMES, SoundCard, reference_client
 from tests.web.browser import CHROMIUM, Browser, Page
 
-FREE_S = 15.0
 SINGER = 40  # a tone of 2,600 Hz, where speech has little
 FRAMES = 60
 EARLY_FRAMES = AT_ONCE_FRAMES + 4
@@ -61,7 +60,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def idle(cluster: Cluster) -> Cluster:
-    eventually(lambda: cluster.ready() and cluster.info()["slots_free"] == SLOTS, FREE_S)
+    eventually(lambda: cluster.ready() and cluster.info()["slots_free"] == SLOTS, WAIT_S)
     return cluster
 
 

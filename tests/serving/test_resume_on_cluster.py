@@ -13,10 +13,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake
 
-from tests.serving.cluster import Cluster, changed, eventually, up
+from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
 from tests.serving.conversation import Visitor, loudest_hz, tone
 from tests.serving.tenancy import tenancy
-from tests.serving.test_tenants import WAIT_S, Town, as_header, key, refused
+from tests.serving.test_tenants import Town, as_header, key, refused
 
 SLOTS: Final = 4
 GRACE_S: Final = 15.0
@@ -155,7 +155,7 @@ def test_a_client_that_is_cut_off_goes_on_at_the_other_gateway(town: Town) -> No
 
     asyncio.run(talk())
     (end,) = ends(town.cluster, since, 1)
-    assert re.search(rf"frames={said} stepped={said} dropped=0 underruns=0", end), end
+    assert re.search(rf"frames={said} stepped={said} dropped=0", end), end
     assert len(lines(town.cluster, since, "session start slot")) == 1
 
 
@@ -222,6 +222,7 @@ def test_tokens_that_are_wrong_or_used_or_anothers_are_answered_alike_and_distur
 
 
 def test_a_token_that_is_late_is_gone_and_so_is_its_slot(town: Town) -> None:
+    since = len(town.cluster.lines)
     client = Client(town, key(town, "solo"))
     chat, headers = town.cluster.chat, as_header(client.key)
 
@@ -231,7 +232,7 @@ def test_a_token_that_is_late_is_gone_and_so_is_its_slot(town: Town) -> None:
         client.is_cut_off()
         status, _, body = await refused(chat, **headers)
         assert (status, body["reason"]) == (429, "too_many_sessions")  # the slot is kept, and counts
-        await asyncio.to_thread(eventually, town.empty, GRACE_S + WAIT_S)
+        await asyncio.to_thread(ends, town.cluster, since, 1)
         status, _, body = await refused(f"{chat}?resume={client.token}", **headers)
         assert (status, body["reason"]) == (410, "session_gone")
         await opened(chat, headers)

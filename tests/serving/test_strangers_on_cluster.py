@@ -24,14 +24,13 @@ from load_tests.speech import encoded
 from serve_app.accounts.keys_file import KeysFile
 from serve_app.errors import EngineLost
 from tests.serving.alone import Reply
-from tests.serving.cluster import Cluster, changed, eventually, up
+from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
 from tests.serving.conversation import FRAME_S, visit
 from tests.serving.strangers import DEAD, LIVING, TENANTS, Case, Question, sample
 from tests.serving.test_bad_input import OUR_FAULT, undisturbed
 
 pytestmark = pytest.mark.slow
 
-WAIT_S: Final = 20.0
 ANSWER_S: Final = 10.0
 TRIES: Final = 5
 BY_THE_SERVER: Final = {

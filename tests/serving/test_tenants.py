@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from serve_app.accounts.keys_file import KeysFile
-from tests.serving.cluster import Cluster, changed, eventually, up
+from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
 from tests.serving.conversation import tone, visit
 from tests.serving.tenancy import tenancy
 
@@ -30,7 +30,6 @@ tenants:
   slow: {{sessions_per_minute: 1}}
   brief: {{longest_s: 2}}
 """
-WAIT_S: Final = 20.0
 
 
 class Town:

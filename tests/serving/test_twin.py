@@ -5,7 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +14,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from serve_app.accounts.keys_file import KeysFile
-from tests.serving.cluster import ROOT, Cluster, eventually, up
+from tests.serving.cluster import ROOT, WAIT_S, Cluster, eventually, up
 from tests.serving.conversation import tone, visit
 
 pytestmark = pytest.mark.slow
 
-WAIT_S: Final = 30.0
 PARROT, ECHO = "parrot", "echo"
 
 

@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 CHROMIUM = Path("/usr/bin/chromium")
 STOP_TIMEOUT_S = 10.0
-COMMAND_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 90.0
 
 _FLAGS = (
     "--headless=new",
@@ -71,7 +71,7 @@ class Page:
             raise BrowserError(f"{expression}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
-    async def until(self, expression: str, timeout_s: float = 20.0) -> None:
+    async def until(self, expression: str, timeout_s: float = 60.0) -> None:
         """Wait, in the page, until the expression is true there.
 
         Raises:

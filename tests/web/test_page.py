@@ -1,5 +1,6 @@
 """The page in a real browser, with a microphone that plays a file, against real Opus and the real protocol."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -316,3 +317,16 @@ async def test_a_conversation_that_is_not_kept_ends_as_it_broke(browser: Browser
         server.abort()
         await page.until(f"{ENDED} && {ALERT}")
         assert "connection to the server broke" in await page.text("#alert")
+
+
+@in_loop
+async def test_who_closes_the_page_says_goodbye_so_that_no_seat_is_kept(browser: Browser) -> None:
+    server = EchoServer(grace_s=15.0)
+    async with opened(server, browser) as page:
+        await page.click("#toggle")
+        await page.until(LIVE)
+        await page.command("Page.navigate", url="about:blank")
+        async with asyncio.timeout(20):
+            while not server.close_codes:
+                await asyncio.sleep(0.02)
+    assert server.close_codes == [1000]

@@ -16,11 +16,10 @@ from serve_app.client.talk import main
 from serve_app.client.wav import read_wav, write_wav
 from serve_app.units import FRAME_SAMPLES
 from tests.client.loop import in_loop
-from tests.serving.cluster import Cluster, changed, eventually, up
+from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
 from tests.web.browser import CHROMIUM, Browser
 
 SLOTS = 2
-FREE_S = 15.0
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"NOT TESTED: the page; there is no {CHROMIUM}")
 
 
@@ -33,7 +32,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def cluster(running: Cluster) -> Cluster:
     """With every slot free."""
-    eventually(lambda: running.ready() and running.info()["slots_free"] == SLOTS, FREE_S)
+    eventually(lambda: running.ready() and running.info()["slots_free"] == SLOTS, WAIT_S)
     return running
 
 
@@ -105,6 +104,6 @@ async def test_the_load_generator_counts_every_frame(cluster: Cluster) -> None:
 @in_loop
 async def test_a_session_that_is_closed_frees_its_slot(cluster: Cluster) -> None:
     async with Session.open(cluster.http):
-        used = await asyncio.to_thread(lambda: eventually(lambda: cluster.info()["slots_used"], FREE_S))
+        used = await asyncio.to_thread(lambda: eventually(lambda: cluster.info()["slots_used"], WAIT_S))
         assert used == 1
-    await asyncio.to_thread(lambda: eventually(lambda: cluster.info()["slots_free"] == SLOTS, FREE_S))
+    await asyncio.to_thread(lambda: eventually(lambda: cluster.info()["slots_free"] == SLOTS, WAIT_S))

@@ -16,12 +16,11 @@ from serve_app.client.talk import main
 from serve_app.client.wav import write_wav
 from serve_app.config import KEY_VARIABLE
 from tests.client.loop import in_loop
-from tests.serving.cluster import Cluster, changed, eventually, up
+from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
 from tests.serving.conversation import visit
 from tests.serving.tenancy import tenancy
 from tests.web.browser import CHROMIUM, Browser, Page
 
-WAIT_S: Final = 20.0
 HOME: Final = "https://talk.example"
 TENANTS: Final = """
 tenants:
