@@ -42,6 +42,7 @@ TARGET: Final = 0.02
 """Of one core."""
 STAGES: Final = ("encode", "lm", "depth", "decode")
 STAGE_MS: Final[Mapping[str, float]] = {**dict.fromkeys(STAGES, 10.0), "tick": 42.0, "wait": 4.0}
+RETURNS: Final = {"parked": 3, "resumed": 2, "lapsed": 1}
 TENANTS: Final = 10
 SESSION_S: Final = 120.0
 """Mean length: how often somebody comes and goes."""
@@ -72,7 +73,7 @@ class Rig:
 
     def __init__(self, sessions: int) -> None:
         self._sessions = sessions
-        self._engine, self._gateway = EngineInstruments(), GatewayInstruments()
+        self._engine, self._gateway = EngineInstruments("model"), GatewayInstruments()
         self._admission = AdmissionInstruments()
         self._tally, self._meter = Tally(), Meter()
         self._traffic = (Traffic(), Traffic())
@@ -109,7 +110,7 @@ class Rig:
         self._engine.session_ended(SessionReport(lease, SESSION_S, 1_500, 1_500, {}, 0, None))
 
     def _beat(self) -> None:
-        self._engine.show(self._stats(), healthy=True, resident_bytes=resident_bytes())
+        self._engine.show(self._stats(), RETURNS, healthy=True, late=False, resident_bytes=resident_bytes())
         self._gateway.show(self._meter)
         for number in range(TENANTS):
             self._spoken_s[f"tenant-{number}"] += self._sessions * HEARTBEAT_S / TENANTS

@@ -5,7 +5,7 @@ import { RoundTrips } from "./round-trip.js";
 import { chatAddress, ready } from "./server.js";
 import { openSpeaker } from "./speaker.js";
 import { WayBack } from "./way-back.js";
-import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, lossWords, microphoneTrouble, refusalTrouble, termWords } from "./words.js";
+import { MICROPHONE_LOST, NOT_SECURE, SILENT_SERVER, Trouble, closeTrouble, goingAwayWords, lossWords, microphoneTrouble, refusalTrouble, termWords } from "./words.js";
 import { audioMessage, parse } from "./wire.js";
 
 const HANDSHAKE_TIMEOUT_MS = 20_000;
@@ -99,6 +99,7 @@ export class Conversation {
         if (event.value?.type === "latency") this.serverMs = event.value.ms;
         if (event.value?.queue) this.wait(event.value.queue);
         if (event.value?.session) this.onNotice(termWords(event.value.session));
+        if (event.value?.going_away) this.onNotice(goingAwayWords(event.value.going_away));
         if (event.value?.resume) this.wayBack.keep(event.value.resume);
         break;
       default: // nothing that a person needs to read

@@ -42,6 +42,7 @@ const WHY_NOT_READY = {
   too_many_tickets: ["Too many conversations were asked for and not begun.", "Your key allows only so many."],
   full: ["The server is full.", "Every seat is taken by another conversation."],
   draining: ["The server is about to restart.", "It finishes its conversations and takes no new ones."],
+  late: ["The server is too busy right now.", "It takes nobody new until those who talk are answered in time."],
   engine_lost: ["The model is not running right now.", "It is starting, or restarting."],
 };
 
@@ -94,6 +95,12 @@ export function queueWords({ place, eta_s: etaS }) {
   const ahead = place === 1 ? "You are next" : `You are number ${place} in the queue`;
   const wait = Number.isFinite(etaS) && etaS > 0 ? `, in about ${duration(etaS)}` : "";
   return `Every seat is taken. ${ahead}${wait}.`;
+}
+
+// The server is replaced while it carries this conversation.
+export function goingAwayWords({ s: seconds }) {
+  if (seconds <= 0) return "The server is being replaced: this conversation ends now.";
+  return `The server is being replaced. This conversation can go on for ${duration(seconds)}; the next one finds the new server.`;
 }
 
 export function termWords({ ends_in_s: endsInS }) {

@@ -13,7 +13,7 @@ class Progress:
     """Shows transcript and progress as they come.
 
     On a terminal: one line that is redrawn, with the end of the transcript, and the whole of it at the end. Elsewhere
-    the transcript alone, piece by piece, so that it can be piped; words about the queue go aside.
+    the transcript alone, piece by piece, so that it can be piped; words about the session go aside.
     """
 
     def __init__(self, out: TextIO, *, redraw: bool, aside: TextIO | None = None) -> None:
@@ -32,8 +32,9 @@ class Progress:
 
     def note(self, message: str) -> None:
         """The server said this about the session."""
-        if self._redraw:
-            self._out.write(f"\r\x1b[K{message}\n")
+        out, head = (self._out, "\r\x1b[K") if self._redraw else (self._aside, "")
+        out.write(f"{head}{message}\n")
+        out.flush()
 
     def waiting(self, place: Place) -> None:
         """The server has no room yet: its queue, redrawn on a terminal, elsewhere one line on stderr a place."""

@@ -149,6 +149,10 @@ async def _converse(
                 case Metadata({"resumed": {"away_s": float(away_s)}}):
                     conversation.miss(session.round_trips.delay_frames or 0)
                     progress.note(f"cut off and back after {away_s:.1f} s")
+                case Metadata({"going_away": {"s": int(left_s)}}):
+                    progress.note(f"the server is being replaced: this conversation has {left_s} s")
+                case Metadata({"session": {"ends_in_s": int(left_s)}}):
+                    progress.note(f"this conversation has lasted almost as long as it may: {left_s} s are left")
                 case Metadata(value=value):
                     conversation.latencies.add(value)
 

@@ -7,6 +7,9 @@ import dataclasses
 import enum
 from typing import Final
 
+MODEL: Final = "model"
+"""Label of everything that is an engine's or a pool's."""
+
 EXPORTED_PREFIX: Final = "ray_"
 """What Ray's endpoint puts before an application's metric."""
 
@@ -83,6 +86,8 @@ BATCH_ROWS = _gauge("chorus_rows", "Rows of the batch.")
 BATCH_ROWS_USED = _gauge("chorus_rows_used", "Rows that sessions own; a guided one owns two.")
 HEALTHY = _gauge("chorus_engine_healthy", "1 while the engine's loop works.")
 DRAINING = _gauge("chorus_engine_draining", "1 once the engine takes nobody new.")
+LATE = _gauge("chorus_engine_late", "1 while the engine misses its deadlines and takes nobody new.")
+RETURNS = _counter("chorus_session_returns", "Sessions whose connection broke: parked, then resumed or lapsed.", "step")
 ENGINE_BYTES = _gauge("chorus_engine_resident_bytes", "Memory of the engine's process.")
 
 # --- of a gateway -----------------------------------------------------------------------------------------------------
@@ -90,19 +95,21 @@ ENGINE_BYTES = _gauge("chorus_engine_resident_bytes", "Memory of the engine's pr
 CONVERSATIONS = _gauge("chorus_conversations", "Conversations that this gateway carries.")
 REFUSED = _counter("chorus_refused", "Visitors who were turned away before the upgrade.", "reason")
 ENDED = _counter("chorus_conversations_ended", "Conversations that are over, on the gateway.", "cause")
+TOLD_TO_GO = _counter("chorus_going_away", "Words to clients that their gateway or engine is replaced.")
 GRANT = _histogram("chorus_grant_seconds", "From the question to the lease of a slot.", OPENING_S)
 HANDSHAKE = _histogram("chorus_handshake_seconds", "From the upgrade to the handshake, prompts included.", OPENING_S)
 
 # --- of the admission, where there are tenants or a queue -------------------------------------------------------------
 
 TENANT_SPOKEN = _counter("chorus_tenant_audio_seconds", "Seconds of conversation, by tenant.", "tenant")
-WAITING = _gauge("chorus_waiting", "Callers in the queue.", "model")
-ROWS_HELD = _gauge("chorus_admitted_rows", "Rows that the authority counts as taken.", "model")
+WAITING = _gauge("chorus_waiting", "Callers in the queue.", MODEL)
+ROWS_HELD = _gauge("chorus_admitted_rows", "Rows that the authority counts as taken.", MODEL)
 
 ENGINE: Final = (
     TICK, ANSWER, TICK_ROWS, OVERRUNS, UNDERRUNS, STALE, DROPPED, SESSIONS_ENDED, SESSION_LENGTH, PRIMED, EXPIRED,
-    SLOTS, SLOTS_USED, BATCH_ROWS, BATCH_ROWS_USED, HEALTHY, DRAINING, ENGINE_BYTES,
+    SLOTS, SLOTS_USED, BATCH_ROWS, BATCH_ROWS_USED, HEALTHY, DRAINING, LATE, RETURNS, ENGINE_BYTES,
 )  # fmt: skip
-GATEWAY: Final = (CONVERSATIONS, REFUSED, ENDED, GRANT, HANDSHAKE)
+"""Each carries the engine's `MODEL` besides its own labels."""
+GATEWAY: Final = (CONVERSATIONS, REFUSED, ENDED, TOLD_TO_GO, GRANT, HANDSHAKE)
 ADMISSION: Final = (TENANT_SPOKEN, WAITING, ROWS_HELD)
 METRICS: Final = ENGINE + GATEWAY + ADMISSION

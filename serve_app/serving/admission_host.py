@@ -113,8 +113,8 @@ class AdmissionHost:
         if self._books is not None:
             today = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC).date().isoformat()
             authority.restore(today, await asyncio.to_thread(self._books.ledger.day_totals, today))
-        self._authority = authority
-        await self._hear()
+        await self._hear(authority)
+        self._authority = authority  # not before: one that has heard of no engine would refuse every model
 
     # --- gateways -----------------------------------------------------------------------------------------------------
 
@@ -146,13 +146,14 @@ class AdmissionHost:
             return tenant
         answer = self._admit(dataclasses.replace(request, tenant=tenant.name))
         if isinstance(answer, Refused) and isinstance(answer.error, ModelUnknown):
-            await self._hear()  # an engine may have come within the second
+            if self._authority is not None:
+                await self._hear(self._authority)  # an engine may have come within the second
             answer = self._admit(dataclasses.replace(request, tenant=tenant.name))
         return Opened(tenant.name, answer)
 
     async def again(self, request: AdmissionRequest, hold_s: float) -> Answer:
         """Ask for one that waits; the answer comes when it is let in, and in `hold_s` at the latest."""
-        answer = self._admit(request)
+        answer = self._admit_again(request)
         if not isinstance(answer, Wait):
             return answer
         woken = self._waking.setdefault(request.session, asyncio.Event())
@@ -163,7 +164,7 @@ class AdmissionHost:
             pass
         finally:
             self._waking.pop(request.session, None)
-        return self._admit(request)
+        return self._admit_again(request)
 
     def confirm(self, granted: Granted) -> bool:
         """An engine has given the slot. False: it is another's."""
@@ -196,8 +197,8 @@ class AdmissionHost:
         """Hear the engines, let time pass, write the ledger. Raises what the directory raises."""
         if self._authority is None:
             await self.begin()
-        await self._hear()
         assert self._authority is not None
+        await self._hear(self._authority)
         self._authority.turn()
         await self._write()
 
@@ -224,12 +225,10 @@ class AdmissionHost:
         """Tenant to seconds, since this process began."""
         return self._authority.spoken_s if self._authority is not None else {}
 
-    async def _hear(self) -> None:
-        views = await self._engines.views()
-        assert self._authority is not None, "begin first"
+    async def _hear(self, authority: Authority) -> None:
         spent: dict[SessionId, ChorusError] = {}
-        for view in views:
-            orders = self._authority.report(view)
+        for view in await self._engines.views():
+            orders = authority.report(view)
             owners = {session.session: session.tenant for session in view.sessions}
             spent.update((session, self._day_spent(owners[session])) for session in orders.spent)
         self._spent = spent
@@ -240,6 +239,12 @@ class AdmissionHost:
 
     def _admit(self, request: AdmissionRequest) -> Answer:
         return self._authority.admit(request) if self._authority is not None else Refused(EngineLost())
+
+    def _admit_again(self, request: AdmissionRequest) -> Answer:
+        """It waits, so somebody knew its model: no engine that has it has reported to this authority yet."""
+        answer = self._admit(request)
+        unknown = isinstance(answer, Refused) and isinstance(answer.error, ModelUnknown)
+        return Refused(EngineLost()) if unknown else answer
 
     def _wake(self, granted: Granted) -> None:
         waiting = self._waking.get(granted.request.session)

@@ -124,15 +124,23 @@ class Caller:
             await tell(place_of(self._answer))
             asking = dataclasses.replace(self._request, waited_s=self._clock() - self._asked_s)
             hold_s = self._answer.ask_again_s
-            try:
-                answer = await self._host.again(asking, hold_s)
-            except EngineLost:
-                if self._clock() - answered_s > PATIENCE_S:
-                    raise
+            answer = await self._again(asking, hold_s)
+            if answer is not None:
+                answered_s = self._clock()
+                self._take(answer)
+            elif self._clock() - answered_s > PATIENCE_S:
+                raise EngineLost
+            else:
                 await self._sleep(hold_s)
-                continue
-            answered_s = self._clock()
-            self._take(answer)
+
+    async def _again(self, asking: AdmissionRequest, hold_s: float) -> Answer | None:
+        """None where nobody can tell: there is no authority, or one that has not heard of the engines yet."""
+        try:
+            answer = await self._host.again(asking, hold_s)
+        except EngineLost:
+            return None
+        lost = isinstance(answer, Refused) and isinstance(answer.error, EngineLost)
+        return None if lost else answer
 
     async def confirm(self) -> None:
         """The engine has given the slot. Raises EngineLost: too late, the slot is another's."""

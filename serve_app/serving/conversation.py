@@ -7,7 +7,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from fastapi import WebSocket
@@ -180,7 +180,12 @@ class Conversation:
     async def _mind_departure(self, connection: Connection) -> None:
         if self.caller is None or not self.caller.waits:
             await self.live()  # only who waits in a queue expects words before the handshake
-        await mind_departure(self._left_s, connection.tell, time.monotonic, asyncio.sleep)
+
+        async def tell(word: Mapping[str, Any]) -> None:
+            self._house.meter.tells_to_go()
+            await connection.tell(word)
+
+        await mind_departure(self._left_s, tell, time.monotonic, asyncio.sleep)
 
     def _left_s(self) -> float | None:
         """How long its gateway and its engine still stay."""

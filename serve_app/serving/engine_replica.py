@@ -59,8 +59,9 @@ class EngineReplica:
         self._made = made = await asyncio.to_thread(make_runner, self._settings)
         self._text_model = _text_model(made)
         self._about = made.runner.describe()
+        self._model = self._settings.name or self._about.model
         limits = Limits(**self._settings.limits.model_dump(), unopened_s=2 * self._settings.attach_s)
-        self._instruments = EngineInstruments()
+        self._instruments = EngineInstruments(self._model)
         self._engine = Engine(
             made.runner,
             limits=limits,
@@ -180,7 +181,8 @@ class EngineReplica:
     def _show(self) -> None:
         stats = self._engine.stats()
         healthy = stats.healthy and self._loop.alive
-        self._instruments.show(stats, healthy=healthy, resident_bytes=resident_bytes())
+        late = not self._deadlines.kept
+        self._instruments.show(stats, self._desk.returns(), healthy=healthy, late=late, resident_bytes=resident_bytes())
 
     async def _go(self) -> None:
         """Once this engine is replaced: nobody new, and those that are there until its time is up."""
@@ -214,7 +216,7 @@ class EngineReplica:
             offer=self._engine.runner.offer,
             draining=stats.draining,
             healthy=stats.healthy and self._loop.alive,
-            model=self._settings.name or self._about.model,
+            model=self._model,
             device=self._about.device,
             dtype=self._about.dtype,
             state_bytes_per_slot=self._about.state_bytes_per_slot,
@@ -242,7 +244,7 @@ class EngineReplica:
                 "primed_steps": stats.primed_steps,
                 **stats.runner,
                 **self._sweeper.counters(),
-                **self._desk.counters(),
+                **self._desk.returns(),
                 **{f"dropped_{cause}": count for cause, count in stats.dropped_frames.items()},
                 **{f"ended_{reason}": count for reason, count in stats.ended.items()},
             },

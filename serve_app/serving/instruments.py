@@ -25,10 +25,11 @@ class Panel:
 
     Args:
         table: which metrics.
+        everywhere: labels that all of them carry besides their own.
     """
 
-    def __init__(self, table: tuple[Metric, ...]) -> None:
-        self._instruments = {metric.name: _instrument(metric) for metric in table}
+    def __init__(self, table: tuple[Metric, ...], **everywhere: str) -> None:
+        self._instruments = {metric.name: _instrument(metric, everywhere) for metric in table}
         self._told: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
@@ -51,12 +52,15 @@ class Panel:
 class EngineInstruments:
     """The engine's `Observer`, and what its heartbeat shows.
 
+    Args:
+        model: that the engine has.
+
     Attributes:
         trace: the last ticks.
     """
 
-    def __init__(self) -> None:
-        self._panel = Panel(metrics.ENGINE)
+    def __init__(self, model: str) -> None:
+        self._panel = Panel(metrics.ENGINE, **{metrics.MODEL: model})
         self.trace = TickTrace()
 
     def tick_finished(self, report: TickReport) -> None:
@@ -75,7 +79,9 @@ class EngineInstruments:
     def frames_dropped(self, lease: Lease, frames: int, cause: DropCause) -> None:
         """Counted with the heartbeat."""
 
-    def show(self, stats: EngineStats, *, healthy: bool, resident_bytes: int) -> None:
+    def show(
+        self, stats: EngineStats, returns: Mapping[str, int], *, healthy: bool, late: bool, resident_bytes: int
+    ) -> None:
         """States and counts, once a heartbeat."""
         panel = self._panel
         panel.set(metrics.SLOTS, stats.slots)
@@ -84,6 +90,7 @@ class EngineInstruments:
         panel.set(metrics.BATCH_ROWS_USED, stats.rows - stats.rows_free)
         panel.set(metrics.HEALTHY, healthy)
         panel.set(metrics.DRAINING, stats.draining)
+        panel.set(metrics.LATE, late)
         panel.set(metrics.ENGINE_BYTES, resident_bytes)
         panel.reach(metrics.OVERRUNS, stats.overruns)
         panel.reach(metrics.UNDERRUNS, stats.underruns)
@@ -92,6 +99,7 @@ class EngineInstruments:
         panel.reach(metrics.EXPIRED, stats.expired)
         _reach_each(panel, metrics.DROPPED, stats.dropped_frames)
         _reach_each(panel, metrics.SESSIONS_ENDED, stats.ended)
+        _reach_each(panel, metrics.RETURNS, returns)
 
 
 class GatewayInstruments:
@@ -113,6 +121,7 @@ class GatewayInstruments:
         self._panel.set(metrics.CONVERSATIONS, meter.conversations)
         _reach_each(self._panel, metrics.REFUSED, meter.refusals)
         _reach_each(self._panel, metrics.ENDED, meter.endings)
+        self._panel.reach(metrics.TOLD_TO_GO, meter.told_to_go)
 
 
 class AdmissionInstruments:
@@ -138,11 +147,14 @@ def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str] | None:
     return dict(zip(metric.labels, labels, strict=True)) if metric.labels else None
 
 
-def _instrument(metric: Metric) -> Any:
+def _instrument(metric: Metric, everywhere: Mapping[str, str]) -> Any:
+    labels = (*metric.labels, *everywhere)
+    made: Any
     match metric.kind:
         case MetricKind.COUNTER:
-            return ray_metrics.Counter(metric.name, metric.about, metric.labels)
+            made = ray_metrics.Counter(metric.name, metric.about, labels)
         case MetricKind.GAUGE:
-            return ray_metrics.Gauge(metric.name, metric.about, metric.labels)
+            made = ray_metrics.Gauge(metric.name, metric.about, labels)
         case MetricKind.HISTOGRAM:
-            return ray_metrics.Histogram(metric.name, metric.about, list(metric.buckets), metric.labels)
+            made = ray_metrics.Histogram(metric.name, metric.about, list(metric.buckets), labels)
+    return made.set_default_tags(dict(everywhere))

@@ -136,9 +136,9 @@ class LeaseDesk:
         seen = (held.seen(now_s) for held in self._held.values())
         return tuple(session for session in seen if session is not None)
 
-    def counters(self) -> Mapping[str, int]:
+    def returns(self) -> Mapping[str, int]:
         """How often slots were kept, came into other hands, and were given up."""
-        return {"parked": self._parked, "resumed": self._resumed, "resume_lapsed": self._lapsed}
+        return {"parked": self._parked, "resumed": self._resumed, "lapsed": self._lapsed}
 
     async def lease(
         self, spec: SessionSpec, caller: Admitted | None = None, comeback: Keeping | Returning | None = None

@@ -14,6 +14,7 @@ class Meter:
     def __init__(self) -> None:
         self.endings: collections.Counter[str] = collections.Counter()
         self.refusals: collections.Counter[str] = collections.Counter()
+        self.told_to_go = 0
         self._live: dict[int, tuple[Traffic, Traffic]] = {}
         self._past = (Traffic(), Traffic())
 
@@ -36,6 +37,10 @@ class Meter:
     def refused(self, reason: str) -> None:
         """A visitor was turned away before the upgrade."""
         self.refusals[reason] += 1
+
+    def tells_to_go(self) -> None:
+        """A client is told that what carries it is replaced."""
+        self.told_to_go += 1
 
     @property
     def conversations(self) -> int:

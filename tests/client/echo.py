@@ -54,6 +54,7 @@ class EchoServer:
         end_after_frames: then ``said`` is sent and the connection closed with ``end_code``.
         silent: hears, and answers nothing.
         drops: frames by cause, reported as dropped after the handshake.
+        tells: metadata, after the handshake.
         spent_ms: by part, told after the handshake to whoever asked for its latency.
         mixes: answers everybody with what anybody said last.
         grace_s: how long clients are told that they may come back; None gives no tokens.
@@ -72,6 +73,7 @@ class EchoServer:
     silent: bool = False
     mixes: bool = False
     drops: Mapping[str, int] | None = None
+    tells: Sequence[Mapping[str, object]] = ()
     spent_ms: Mapping[str, float] | None = None
     end_after_frames: int | None = None
     end_code: int = 1011
@@ -161,6 +163,8 @@ class EchoServer:
         if self.grace_s is not None:
             self.token = f"echo.{len(self.queries)}"
             await connection.send(chat.metadata({"resume": {"token": self.token, "grace_s": self.grace_s}}))
+        for told in self.tells:
+            await connection.send(chat.metadata(told))
         if self.drops is not None:
             await connection.send(chat.metadata({"type": "dropped", "frames": self.drops}))
         if self.spent_ms is not None and self.queries[-1].get("latency") == "1":

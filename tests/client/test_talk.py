@@ -173,6 +173,27 @@ async def test_who_waits_hears_its_place_and_then_talks(tmp_path: Path) -> None:
     assert "queue" not in out.getvalue()
 
 
+@in_loop
+async def test_how_long_the_conversation_can_go_on_is_told_beside_the_transcript(tmp_path: Path) -> None:
+    out, aside = io.StringIO(), io.StringIO()
+    write_wav(tmp_path / "in.wav", np.ones(3 * FRAME_SAMPLES, np.float32) * 0.1)
+    async with EchoServer(
+        tells=[{"going_away": {"s": 30, "why": "rollout"}}, {"session": {"ends_in_s": 60}}]
+    ).running() as server:
+        await talk(
+            tmp_path / "in.wav",
+            tmp_path / "out.wav",
+            url=server.url,
+            tail_s=0.2,
+            progress=Progress(out, redraw=False, aside=aside),
+        )
+    assert aside.getvalue().splitlines() == [
+        "the server is being replaced: this conversation has 30 s",
+        "this conversation has lasted almost as long as it may: 60 s are left",
+    ]
+    assert "replaced" not in out.getvalue()
+
+
 def test_a_terminal_sees_its_place_redrawn() -> None:
     out = io.StringIO()
     progress = Progress(out, redraw=True)

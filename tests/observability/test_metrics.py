@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.observability.metrics import METRICS, Metric, MetricKind
 
-FEW_VALUES = {"stage", "cause", "reason", "tenant", "model"}
+FEW_VALUES = {"stage", "step", "cause", "reason", "tenant", "model"}
 
 
 def test_no_two_metrics_share_a_name() -> None:

@@ -48,8 +48,13 @@ class Engines:
         self.view = EngineView(EngineName("e"), MODEL, rows)
         self.here = True
         self.successor = successor
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked = asyncio.Event()
 
     async def views(self) -> list[EngineView]:
+        self.asked.set()
+        await self.answers.wait()
         return [self.view] if self.here else []
 
     async def succeed(self) -> bool:
@@ -201,6 +206,25 @@ async def test_a_model_that_came_within_the_second_is_found(town: Town) -> None:
     assert isinstance(reason(await town.host.open(with_key(town.a.text), town.request())), ModelUnknown)
     town.engines.here = True
     await town.enter(town.a.text)
+
+
+@on_loop
+async def test_a_successor_refuses_nobody_a_model_before_it_has_heard_of_the_engines(tmp_path: Path) -> None:
+    town = Town(tmp_path, successor=True)
+    town.engines.answers.clear()
+    beginning = asyncio.create_task(town.host.begin())
+    waiting = AdmissionRequest(SessionId("old"), "a", MODEL)
+    await town.engines.asked.wait()
+    assert isinstance(reason(await town.host.open(with_key(town.a.text), town.request())), EngineLost)
+    assert isinstance(reason(await town.host.again(waiting, 0.0)), EngineLost)
+    town.engines.here = False
+    town.engines.answers.set()
+    await beginning
+    assert isinstance(reason(await town.host.again(waiting, 0.0)), EngineLost)
+    town.engines.here = True
+    await town.host.turn()
+    assert isinstance(await town.host.again(waiting, 0.0), Wait)
+    await town.host.close()
 
 
 @on_loop

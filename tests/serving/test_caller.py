@@ -30,11 +30,12 @@ class Host:
         self.asked: list[AdmissionRequest] = []
         self.left: list[tuple[SessionId, float | None]] = []
         self.confirms = True
+        self.raises = True
 
     def _next(self, request: AdmissionRequest) -> Answer:
         self.asked.append(request)
         said = self.script.pop(0)
-        if isinstance(said, EngineLost):
+        if isinstance(said, EngineLost) and self.raises:
             raise said
         if isinstance(said, ChorusError):
             return Refused(said)
@@ -102,9 +103,11 @@ async def test_a_refusal_is_raised_whenever_it_comes() -> None:
         await wrong.caller.open(KNOCK)
 
 
+@pytest.mark.parametrize("raises", [True, False], ids=["nobody answers", "it knows of no engine yet"])
 @on_loop
-async def test_a_queue_outlives_its_authority_and_says_how_long_it_has_waited() -> None:
+async def test_a_queue_outlives_its_authority_and_says_how_long_it_has_waited(raises: bool) -> None:
     stage = Stage([SOON, EngineLost(), EngineLost(), SOON, GRANT])
+    stage.host.raises = raises
     await stage.caller.open(KNOCK)
     await stage.caller.queue(stage.tell)
     assert [asked.waited_s for asked in stage.host.asked] == [0.0, 0.0, 1.0, 2.0, 2.0]

@@ -90,7 +90,7 @@ async def test_a_client_that_comes_back_through_another_gateway_goes_on_where_it
         assert await steps(await visitor.comes_back(), 3) == [3, 4, 5]
         await visitor.leaves()
         await home.until_free(1)
-        assert home.desk.counters() == {"parked": 1, "resumed": 1, "resume_lapsed": 0}
+        assert home.desk.returns() == {"parked": 1, "resumed": 1, "lapsed": 0}
 
 
 @on_loop
@@ -126,7 +126,7 @@ async def test_a_slot_is_free_when_its_grace_is_over_and_the_token_is_late() -> 
         await visitor.is_cut_off()
         await home.until_free(1)
         await refused(home, Returning(visitor.token))
-        assert home.desk.counters()["resume_lapsed"] == 1
+        assert home.desk.returns()["lapsed"] == 1
 
 
 @on_loop

@@ -202,6 +202,25 @@ async def test_what_the_server_left_out_is_told_in_words_and_forgotten_with_the_
         assert await page.text("#loss") == ""
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"going_away": {"s": 600, "why": "rollout"}}, "This conversation can go on for 10 minutes"),
+        ({"going_away": {"s": 0, "why": "rollout"}}, "this conversation ends now"),
+        ({"session": {"ends_in_s": 60}}, "This conversation ends in 60 seconds"),
+    ],
+    ids=["goes away", "goes now", "is over soon"],
+)
+@in_loop
+async def test_a_visitor_reads_how_long_the_conversation_can_go_on(
+    browser: Browser, told: dict[str, object], words: str
+) -> None:
+    async with opened(EchoServer(tells=[told]), browser) as page:
+        await page.click("#toggle")
+        await page.until(f"{LIVE} && {ALERT}")
+        assert words in await page.text("#alert")
+
+
 SLOW_NETWORK = """
 import('./conversation.js').then(({ Conversation }) => {
   const told = [];
