@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	$(BIN)/serve_app up configs/demo.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -33,7 +33,7 @@ $(SHAPES:%=load-%): load-%: $(VENV)/.dev
 load-wall: $(VENV)/.dev
 	$(BIN)/python -m load_tests.wall $(LOAD_ARGS)
 
-# Long suites: not part of `make test`. `make live` has what takes many starts of Ray: roll-outs, engines that come and go.
+# Long suites: not part of `make test`. `make live` has what takes many starts of Ray (roll-outs, engines that come and go), or minutes.
 live: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests --ignore tests/chaos $(PYTEST_ARGS)
 

@@ -73,6 +73,7 @@ def test_an_engine_with_a_spoiled_checkpoint_does_not_start_and_says_why(
         assert word in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_with_a_spoiled_checkpoint_ends_and_names_file_key_and_both_shapes(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, folder)
