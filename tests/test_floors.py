@@ -43,7 +43,7 @@ KERNELS: Final = "model/kernels/"
 """Where triton may be imported; everything else has to run without it."""
 
 ASYNCIO_ROOMS: Final = {"link", "serving", "client"}
-ENVIRONMENT_FILES: Final = {"config.py", "serving/launcher.py"}
+ENVIRONMENT_FILES: Final = {"config/environment.py", "serving/launcher.py"}
 """The launcher writes what must exist before Ray starts; everything else reads settings from config."""
 ENVIRONMENT_NAMES: Final = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
