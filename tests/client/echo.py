@@ -90,6 +90,7 @@ class EchoServer:
     close_codes: list[int | None] = dataclasses.field(default_factory=list)
     port: int = 0
     connections: set[ServerConnection] = dataclasses.field(default_factory=set)
+    _asked: list[ServerConnection] = dataclasses.field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -109,6 +110,9 @@ class EchoServer:
         ) as server:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self
+        for connection in self._asked:  # Python 3.11 does not wait for what a browser keeps open
+            connection.transport.abort()
+        await asyncio.sleep(0)  # for the loop to close what was aborted
 
     def abort(self) -> None:
         """Break every connection without a word, as a killed process does."""
@@ -116,6 +120,7 @@ class EchoServer:
             connection.transport.abort()
 
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
+        self._asked.append(connection)
         path = urlsplit(request.path).path
         if path == "/api/chat":
             query = dict(parse_qsl(urlsplit(request.path).query))

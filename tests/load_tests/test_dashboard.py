@@ -34,7 +34,9 @@ def test_the_zero_that_stands_in_for_nothing_is_shown_alone_only() -> None:
     assert [line.legend for line in lines(causes, lambda _: [({"cause": "lag"}, POINTS), zero])] == ["lag"]
 
 
-@pytest.mark.parametrize("answer", [[], [({"cause": "lag", "le": "1"}, POINTS)]], ids=["silent", "told"])
+@pytest.mark.parametrize(
+    "answer", [[], [({"cause": "lag", "step": "parked", "le": "1"}, POINTS)]], ids=["silent", "told"]
+)
 def test_the_picture_has_every_panel_of_the_board_with_its_title(answer: Sequence[Any]) -> None:
     board = json.loads(BOARD.read_text())
     figure = draw(board, lambda _: answer, 0.0, 60.0)

@@ -8,8 +8,6 @@ from tests.serving.cluster import Cluster, changed, up
 
 SLOTS = 3
 SILENCE_S = 4.0
-TOGETHER = pytest.mark.xdist_group("cluster")
-"""Of the files that share it: one worker takes them all."""
 
 
 @pytest.fixture(scope="session")

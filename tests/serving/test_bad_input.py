@@ -19,7 +19,7 @@ from load_tests.speech import encoded
 from serve_app.audio.budget import audio_budget
 from serve_app.audio.opus import OpusReceiver, OpusSender
 from tests.serving.cluster import WAIT_S, Cluster, eventually
-from tests.serving.conftest import SILENCE_S, SLOTS, TOGETHER
+from tests.serving.conftest import SILENCE_S, SLOTS
 from tests.serving.conversation import FRAME_S, Visitor, tone, visit
 
 TEST_S: Final = 40.0
@@ -29,8 +29,6 @@ REFUSAL: Final = re.compile(r"conversation refused reason=(\S+)")
 LEFT: Final = frozenset({"client", "aborted"})
 """How a log line names a visitor who left: HAProxy tells some ends of a connection and cuts the handler for others."""
 OUR_FAULT: Final = re.compile(r"WARNING serve_app|ERROR serve_app|CRITICAL serve_app|Traceback")
-
-pytestmark = TOGETHER
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from tests.serving.cluster import WAIT_S, Cluster, eventually, maps
-from tests.serving.conftest import SILENCE_S, SLOTS, TOGETHER
+from tests.serving.conftest import SILENCE_S, SLOTS
 from tests.serving.conversation import TEST_S, Visitor, loudest_hz, tone, visit
 
 RECOVERY_S = 40.0
-
-pytestmark = TOGETHER
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ from serve_app.demo.recording import FOLDER, NAME, read_recording
 from serve_app.units import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from tests.client.loop import in_loop
 from tests.serving.cluster import ROOT, WAIT_S, Cluster, eventually, up
-from tests.serving.conftest import SLOTS, TOGETHER
+from tests.serving.conftest import SLOTS
 from tests.serving.conversation import Pcm, Visitor, tone
 from tests.serving.reference import AT_ONCE_FRAMES, SoundCard, reference_client
 from tests.web.browser import CHROMIUM, Browser, Page
@@ -48,7 +48,6 @@ TAPE = """
 
 DEMO_CHECKPOINT = ROOT / "serve_app" / "demo" / "checkpoint" / "config.json"
 
-pytestmark = TOGETHER
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"NOT TESTED: the page; there is no {CHROMIUM}")
 
 
