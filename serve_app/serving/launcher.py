@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from serve_app.config import (
 )
 from serve_app.errors import ConfigError, EngineLost
 from serve_app.serving.descendants import Descendants
+from serve_app.serving.discovery import Discovery
 from serve_app.serving.environment import environment, free_port, haproxy_works, quiet_ports
 from serve_app.serving.voices import read_voices
 
@@ -64,6 +66,7 @@ class Launcher:
         self._say = say
         self._children = Descendants(os.getpid())
         self._ray_runs = False
+        self._discovery: Discovery | None = None
         self.port = 0
 
     def run(self) -> int:
@@ -142,7 +145,7 @@ class Launcher:
 
         wanted = sum(engine.most_engines * engine.num_cpus for engine in self._config.engines.values())
         self._ray_runs = True
-        ray.init(
+        started = ray.init(
             address="local",
             namespace="serve",
             include_dashboard=False,
@@ -154,6 +157,12 @@ class Launcher:
             _node_ip_address="127.0.0.1",
         )
         _on_signals(_interrupt)  # Ray has just put its own handler in place
+        node = started.address_info
+        self._discovery = Discovery(Path(node["session_dir"]), node["metrics_export_port"])
+        try:
+            self._discovery.write()
+        except OSError as error:
+            self._say(f"Prometheus will not find the metrics by itself: {error}")
         if log_format() == "json":
             from serve_app.serving.worker_lines import show_as_json
 
@@ -223,6 +232,8 @@ class Launcher:
         if not self._ray_runs:
             return
         self._children.look()
+        if self._discovery is not None:
+            self._discovery.remove()
         # Ray forwards what its processes say about dying in the wrong order.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
             _bounded(_say_farewell, FAREWELL_S)

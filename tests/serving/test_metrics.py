@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from serve_app.accounts.keys_file import KeysFile
 from serve_app.config import LOGS_VARIABLE, OPERATOR_KEY_VARIABLE
 from serve_app.observability.metrics import METRICS, Metric, MetricKind
+from serve_app.serving.discovery import FILE
 from serve_app.serving.environment import free_port
 from tests.observability.board import DEPLOY, RULES, alerts, board_expressions, recorded_expressions
 from tests.serving.cluster import ADDRESS, Cluster, changed, eventually, running, up
@@ -118,8 +119,8 @@ def endpoint(cluster: Cluster) -> str:
     words = " ".join(title.read_bytes().replace(b"\0", b" ").decode() for title in titles if title.exists())
     session = SESSION.search(words)
     assert session is not None
-    (port,) = Path(session[1]).glob("metrics_export_port_*")
-    return f"127.0.0.1:{port.read_text().strip()}"
+    ((target,),) = [node["targets"] for node in json.loads((Path(session[1]) / FILE).read_text())]
+    return str(target)
 
 
 def exported(cluster: Cluster) -> str:
