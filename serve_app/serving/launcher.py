@@ -145,7 +145,7 @@ class Launcher:
 
         wanted = sum(engine.most_engines * engine.num_cpus for engine in self._config.engines.values())
         self._ray_runs = True
-        started = ray.init(
+        context: Any = ray.init(
             address="local",
             namespace="serve",
             include_dashboard=False,
@@ -157,7 +157,7 @@ class Launcher:
             _node_ip_address="127.0.0.1",
         )
         _on_signals(_interrupt)  # Ray has just put its own handler in place
-        node = started.address_info
+        node = context.address_info
         self._discovery = Discovery(Path(node["session_dir"]), node["metrics_export_port"])
         try:
             self._discovery.write()
