@@ -72,3 +72,8 @@ class Refused:
 
 
 Answer = Granted | Wait | Refused
+
+
+def refuses(answer: Answer, kind: type[ChorusError]) -> bool:
+    """Whether it is a no for a reason of this kind."""
+    return isinstance(answer, Refused) and isinstance(answer.error, kind)

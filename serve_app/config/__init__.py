@@ -26,7 +26,7 @@ from serve_app.config.environment import (
     require_key_beyond_loopback,
 )
 from serve_app.config.gateway import GatewaySettings, TenancySettings
-from serve_app.config.hosts import is_loopback
+from serve_app.config.hosts import LOOPBACK, is_loopback
 from serve_app.config.settings import Settings, checked
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "HA_PROXY_VARIABLE",
     "KEY_VARIABLE",
     "LOGS_VARIABLE",
+    "LOOPBACK",
     "OPERATOR_KEY_VARIABLE",
     "ApplicationSettings",
     "CheckpointSettings",

@@ -10,7 +10,7 @@ import yaml
 from serve_app.config.engine import EngineSettings
 from serve_app.config.environment import LogFormat
 from serve_app.config.gateway import GatewaySettings
-from serve_app.config.hosts import is_loopback
+from serve_app.config.hosts import LOOPBACK, is_loopback
 from serve_app.config.settings import Settings, checked
 from serve_app.errors import ConfigError
 
@@ -24,7 +24,7 @@ PACKAGE: Final = Path(__file__).parents[1]
 class HttpSettings(Settings):
     """Ray's ``http_options``, with our defaults: loopback."""
 
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     port: int = pydantic.Field(8998, ge=0, le=65_535)
     root_path: str = ""
     request_timeout_s: None = None  # a conversation is one request: a limit here would cut it

@@ -1,6 +1,9 @@
 """What a host name reaches."""
 
 import ipaddress
+from typing import Final
+
+LOOPBACK: Final = "127.0.0.1"
 
 
 def is_loopback(host: str) -> bool:

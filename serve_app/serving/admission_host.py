@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from serve_app.admission.answers import AdmissionRequest, Answer, Granted, Refused, Wait
+from serve_app.admission.answers import AdmissionRequest, Answer, Granted, Refused, Wait, refuses
 from serve_app.admission.authority import Authority
 from serve_app.admission.credentials import KeyRing, Randomness
 from serve_app.admission.day_book import DAY_S, Day
@@ -145,9 +145,8 @@ class AdmissionHost:
         if isinstance(tenant, ChorusError):
             return tenant
         answer = self._admit(dataclasses.replace(request, tenant=tenant.name))
-        if isinstance(answer, Refused) and isinstance(answer.error, ModelUnknown):
-            if self._authority is not None:
-                await self._hear(self._authority)  # an engine may have come within the second
+        if self._authority is not None and refuses(answer, ModelUnknown):
+            await self._hear(self._authority)  # an engine may have come within the second
             answer = self._admit(dataclasses.replace(request, tenant=tenant.name))
         return Opened(tenant.name, answer)
 
@@ -243,8 +242,7 @@ class AdmissionHost:
     def _admit_again(self, request: AdmissionRequest) -> Answer:
         """It waits, so somebody knew its model: no engine that has it has reported to this authority yet."""
         answer = self._admit(request)
-        unknown = isinstance(answer, Refused) and isinstance(answer.error, ModelUnknown)
-        return Refused(EngineLost()) if unknown else answer
+        return Refused(EngineLost()) if refuses(answer, ModelUnknown) else answer
 
     def _wake(self, granted: Granted) -> None:
         waiting = self._waking.get(granted.request.session)

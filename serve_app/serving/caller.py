@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol, Self
 
-from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait
+from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait, refuses
 from serve_app.errors import ChorusError, EngineLost
 from serve_app.serving.admission_host import Opened
 from serve_app.serving.granted import Admitted, Past
@@ -139,8 +139,7 @@ class Caller:
             answer = await self._host.again(asking, hold_s)
         except EngineLost:
             return None
-        lost = isinstance(answer, Refused) and isinstance(answer.error, EngineLost)
-        return None if lost else answer
+        return None if refuses(answer, EngineLost) else answer
 
     async def confirm(self) -> None:
         """The engine has given the slot. Raises EngineLost: too late, the slot is another's."""

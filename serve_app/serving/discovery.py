@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-HERE: Final = "127.0.0.1"
+from serve_app.config import LOOPBACK
+
 FILE: Final = "prom_metrics_service_discovery.json"
 """In the folder of a Ray session, and above it a link to that of the newest: what `deploy/prometheus` reads."""
 
@@ -22,7 +23,7 @@ class Discovery:
     def __init__(self, session: Path, port: int) -> None:
         self._file = session / FILE
         self._link = session.parent / FILE
-        self._targets = [{"labels": {"job": "ray"}, "targets": [f"{HERE}:{port}"]}]
+        self._targets = [{"labels": {"job": "ray"}, "targets": [f"{LOOPBACK}:{port}"]}]
 
     def write(self) -> None:
         """Show the way. Raises OSError."""

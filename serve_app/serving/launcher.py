@@ -23,6 +23,7 @@ from typing import Any, Final
 from serve_app.config import (
     GATEWAY_APPLICATION,
     LOGS_VARIABLE,
+    LOOPBACK,
     ApplicationSettings,
     Config,
     is_loopback,
@@ -40,7 +41,7 @@ OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 """Frames never travel through Ray's object store; this is about the least that it accepts."""
 POLL_S: Final = 0.2
 SEEN_S: Final = 1.0
-EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+EVERYWHERE: Final = {"0.0.0.0": LOOPBACK, "::": "::1"}
 """Addresses that mean all of this machine's, and where such a server is reached from here."""
 START_S: Final = 1_800.0
 """The 7B weights have to be fetched and loaded in this."""
@@ -99,12 +100,7 @@ class Launcher:
         ports = quiet_ports("0.0.0.0", 3)
         gateway = self._config.gateway
         os.environ.update(
-            environment(
-                haproxy=haproxy,
-                drain_s=gateway.drain_s,
-                ports=ports,
-                longest_s=gateway.longest_s,
-            )
+            environment(haproxy=haproxy, drain_s=gateway.drain_s, ports=ports, longest_s=gateway.longest_s)
         )
         self._start_ray()
         problem = self._deploy(self._config.serve.applications) or self._wait_until_ready()
@@ -154,7 +150,7 @@ class Launcher:
             num_cpus=max(1, math.ceil(wanted)),
             logging_level=logging.ERROR,
             log_to_driver=True,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=LOOPBACK,
         )
         _on_signals(_interrupt)  # Ray has just put its own handler in place
         node = context.address_info

@@ -18,7 +18,7 @@ from serve_app.admission.day_book import Day
 from serve_app.admission.tenants import Tenant
 from serve_app.admission.tickets import Ticket
 from serve_app.admission.views import EngineView, LiveSession
-from serve_app.config import ENGINE_APPLICATION
+from serve_app.config import ENGINE_APPLICATION, LOOPBACK
 from serve_app.errors import ChorusError, EngineLost
 from serve_app.serving.admission_host import Opened, Usage
 from serve_app.serving.directory import EngineCard, Orders
@@ -29,7 +29,6 @@ from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import SessionSpec
 from serve_app.units import SessionId
 
-LOOPBACK: Final = "127.0.0.1"
 ASK_S: Final = 3.0
 """How long a question to the authority may take: while there is none, Ray lets callers hang."""
 ENGINE_DEPLOYMENT: Final = "Engine"

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake
 
 from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
-from tests.serving.conversation import Visitor, loudest_hz, tone
+from tests.serving.conversation import HANDSHAKE, Visitor, loudest_hz, tone
 from tests.serving.tenancy import tenancy
 from tests.serving.test_tenants import Town, as_header, key, refused
 
@@ -71,7 +71,7 @@ class Client:
                     if status not in (None, 429, 503):  # a proxy notices a death, a quota an end, a little later
                         raise
                     await asyncio.sleep(0.1)
-            assert await socket.recv() == bytes(9)
+            assert await socket.recv() == HANDSHAKE
             self.visitor = Visitor(socket)
             while not (told := [one["resume"] for one in self.visitor.metadata if "resume" in one]):
                 self.visitor.take(await socket.recv())
@@ -315,7 +315,7 @@ def test_who_did_not_ask_for_it_is_not_waited_for(town: Town) -> None:
 
     async def talk() -> None:
         socket: ClientConnection = await connect(town.cluster.chat, compression=None, **as_header(acme))
-        assert await socket.recv() == bytes(9)
+        assert await socket.recv() == HANDSHAKE
         await asyncio.to_thread(eventually, lambda: town.used() == 1, WAIT_S)
         began_s = time.monotonic()
         socket.transport.abort()

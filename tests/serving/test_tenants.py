@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from serve_app.accounts.keys_file import KeysFile
 from tests.serving.cluster import WAIT_S, Cluster, changed, eventually, up
-from tests.serving.conversation import tone, visit
+from tests.serving.conversation import HANDSHAKE, tone, visit
 from tests.serving.tenancy import tenancy
 
 ENGINES: Final = 2
@@ -267,7 +267,7 @@ def test_a_session_is_ended_when_it_has_lasted_as_long_as_it_may(town: Town) -> 
 
     async def stay() -> None:
         async with asyncio.timeout(WAIT_S), connect(town.cluster.chat, compression=None, **as_header(brief)) as socket:
-            assert await socket.recv() == bytes(9)
+            assert await socket.recv() == HANDSHAKE
             assert await metadata(socket) == {"session": {"ends_in_s": 2}}
             with pytest.raises(ConnectionClosed) as closed:
                 await silence(socket)
