@@ -23,6 +23,7 @@ class EngineOverLink:
         opened: told of every session that is opened, on the link's loop.
         ended: told of every session that ended, on the engine thread; must not block.
         lost: told of every session whose gateway is gone, on the link's loop; None ends them.
+        heard: told of the first frame that comes to a session after each opening, on the link's loop.
     """
 
     def __init__(
@@ -31,20 +32,27 @@ class EngineOverLink:
         opened: Callable[[Key], None],
         ended: Callable[[Key], None],
         lost: Callable[[Key], None] | None = None,
+        heard: Callable[[Key], None] = lambda key: None,
     ) -> None:
         self._engine = engine
         self._opened = opened
         self._ended = ended
         self._lost = lost if lost is not None else self.close
+        self._heard = heard
+        self._unheard: dict[int, Key] = {}
 
     def open(self, key: Key, sink: messages.Sink) -> None:
         """Open the leased slot. Raises StaleLease."""
         self._engine.open(lease_of(key), _Translator(sink, self._ended))
+        self._unheard[key.slot] = key
         self._opened(key)
 
     def push(self, key: Key, number: int, pcm: npt.NDArray[np.float32]) -> None:
         """Queue a frame, ``float32[1920]``."""
         self._engine.push(lease_of(key), number, pcm)
+        if self._unheard.get(key.slot) == key:
+            del self._unheard[key.slot]
+            self._heard(key)
 
     def close(self, key: Key) -> None:
         """End the session. Idempotent."""

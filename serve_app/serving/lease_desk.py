@@ -41,13 +41,8 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """One gateway's hold on a slot.
+    """One gateway's hold on a slot."""
 
-    Attributes:
-        shown: digest of the token that it came with; empty for who began the session.
-    """
-
-    shown: bytes = b""
     attached: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
@@ -60,7 +55,8 @@ class _Held:
         caller: None where no authority named it.
         keeping: None where its client cannot come back.
         call: None while it is kept for a client that is gone.
-        digest: of the token that opens it; empty where none does.
+        digest: of the token that its client was told last; empty where there is none.
+        shown: digest of the token that its client came back with, until the client has been heard.
         attached_s: the loop's time of its first attachment.
         expiry: of what is kept.
     """
@@ -71,16 +67,16 @@ class _Held:
     keeping: Keeping | None
     call: _Call | None
     digest: bytes = b""
+    shown: bytes = b""
     attached_s: float | None = None
     expiry: asyncio.TimerHandle | None = None
 
-    @property
-    def digests(self) -> tuple[bytes, bytes]:
-        """What opens it: its token, and the last one until a gateway that showed it has attached.
+    def opened_by(self, digest: bytes) -> bool:
+        """Whether it is one of its tokens. Both are compared, so that time tells nothing.
 
-        A gateway that gave up waiting for the answer lets its client try again at once.
+        Who was cut off before the next token came has only the one that it showed, and may show it again.
         """
-        return self.digest, self.call.shown if self.call is not None and not self.call.attached.is_set() else b""
+        return hmac.compare_digest(digest, self.digest) | hmac.compare_digest(digest, self.shown)
 
     def lived_s(self, now_s: float) -> float:
         """Conversation begins when a gateway attaches, and goes on while the slot is kept."""
@@ -121,7 +117,7 @@ class LeaseDesk:
         self._loop = asyncio.get_running_loop()
         self._held: dict[Key, _Held] = {}
         self._freed = asyncio.Event()
-        self._port = EngineOverLink(engine, self._on_attached, self._told_of_end, self._on_lost)
+        self._port = EngineOverLink(engine, self._on_attached, self._told_of_end, self._on_lost, self._on_heard)
         self._server: LinkServer | None = None
         self._parked = self._resumed = self._lapsed = 0
 
@@ -233,7 +229,7 @@ class LeaseDesk:
         self._server.oust(*before, SessionMoved())
         last = held.call
         self._stop_expiry(held)
-        held.call, held.digest = _Call(returning.token.digest), b""
+        held.call, held.digest, held.shown = _Call(), b"", returning.token.digest
         if last is not None:
             last.attached.set()
             last.over.set()
@@ -248,11 +244,10 @@ class LeaseDesk:
         return held, Past(held.caller, held.lived_s(self._loop.time()))
 
     def _opened_by(self, returning: Returning) -> _Held:
-        """The session of a token. Every digest is compared, so that time tells nothing about any."""
-        found, shown = None, returning.token.digest
+        """The session of a token. All sessions are asked, so that time tells nothing about any."""
+        found, digest = None, returning.token.digest
         for held in self._held.values():
-            now, before = held.digests
-            if hmac.compare_digest(shown, now) | hmac.compare_digest(shown, before):
+            if held.opened_by(digest):
                 found = held
         if found is None or found.attached_s is None:
             raise SessionGone
@@ -269,17 +264,15 @@ class LeaseDesk:
             return
         held.call = None
         call.over.set()
-        if not self._keep(held, call):
+        if not self._keep(held):
             self._free(held)
 
-    def _keep(self, held: _Held, call: _Call) -> bool:
+    def _keep(self, held: _Held) -> bool:
         """Keep the slot for a client that may come back. False: there is none, or nothing to keep."""
         assert self._server is not None
         key = key_of(held.lease)
         if held.keeping is None or held.attached_s is None or not self._port.park(key):
             return False
-        if not call.attached.is_set():
-            held.digest = call.shown  # its client has got no other
         self._server.revoke(*key)
         self._server.oust(*key, EngineLost())  # a gateway that lost its call, and not its connection
         held.expiry = self._loop.call_later(_grace_s(held.keeping), self._lapse, held)
@@ -314,6 +307,12 @@ class LeaseDesk:
             held.call.attached.set()
             if held.attached_s is None:
                 held.attached_s = self._loop.time()
+
+    def _on_heard(self, key: Key) -> None:
+        """Its client speaks: the handshake has reached it, and the next token right behind."""
+        held = self._held.get(key)
+        if held is not None:
+            held.shown = b""
 
     def _on_lost(self, key: Key) -> None:
         """A gateway is gone. Ray may not end its calls for a long time."""

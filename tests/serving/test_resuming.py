@@ -148,8 +148,9 @@ async def test_a_token_is_good_once_and_each_return_gives_another() -> None:
         await visitor.is_cut_off()
         channel = await visitor.comes_back()
         assert visitor.token != first
+        assert await steps(channel, 1) == [0]
         await refused(home, Returning(first))
-        assert await steps(channel, 1) == [0]  # nobody was disturbed
+        assert await steps(channel, 1) == [1]  # nobody was disturbed
         await visitor.is_cut_off()
         await refused(home, Returning(first))
         await visitor.comes_back()
@@ -213,8 +214,8 @@ async def test_of_two_who_show_one_token_before_either_has_attached_the_last_get
             await slow.attach(WAIT_S)
         channel = await quick.attach(WAIT_S)
         await slow.close(keep=True)
-        await refused(home, Returning(visitor.token))
         assert await steps(channel, 1) == [2]
+        await refused(home, Returning(visitor.token))
         await quick.close()
         await home.until_free(1)
 
@@ -229,6 +230,38 @@ async def test_a_return_that_was_never_attached_leaves_the_token_good() -> None:
         await broken.lease(WAIT_S)
         await broken.close(keep=True)
         assert await steps(await visitor.comes_back(), 1) == [1]
+        await visitor.leaves()
+
+
+@on_loop
+async def test_who_is_cut_off_before_the_next_token_came_may_show_the_last_one_again() -> None:
+    async with house(1) as home:
+        visitor = Visitor(home)
+        await steps(await visitor.comes(), 1)
+        told = visitor.token
+        for _ in range(3):
+            await visitor.is_cut_off()
+            await visitor.comes_back(told)
+        unheard = visitor.token
+        await visitor.is_cut_off()
+        assert await steps(await visitor.comes_back(told), 1) == [1]
+        await refused(home, Returning(told))
+        await refused(home, Returning(unheard))
+        await visitor.leaves()
+        await home.until_free(1)
+
+
+@on_loop
+async def test_the_last_token_is_no_more_once_the_next_one_was_shown() -> None:
+    async with house(1) as home:
+        visitor = Visitor(home)
+        await visitor.comes()
+        first = visitor.token
+        await visitor.is_cut_off()
+        await visitor.comes_back()
+        await visitor.is_cut_off()
+        await visitor.comes_back()
+        await refused(home, Returning(first))
         await visitor.leaves()
 
 
