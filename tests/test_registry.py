@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.checkpoint.plan import source_of
+from serve_app.checkpoint.named import source_of
 from serve_app.config import CheckpointSettings, EngineSettings
 from serve_app.errors import ConfigError
 from serve_app.registry import FOLDER, ModelCard, known_models, located, read_card

@@ -12,17 +12,17 @@ import torch
 from serve_app.checkpoint.beside import GRAPHS, graph_bytes, laid_out_bytes
 from serve_app.checkpoint.duplex import build_on_meta, read_shapes
 from serve_app.checkpoint.memory import device_memory
+from serve_app.checkpoint.named import source_of
 from serve_app.checkpoint.occupancy import MEAN_S, most_sessions
 from serve_app.checkpoint.source import CheckpointSource, Layout, read_layout
 from serve_app.checkpoint.weights import FP32_PARTS
-from serve_app.config import CheckpointSettings, EngineSettings, read_config
+from serve_app.config import EngineSettings, read_config
 from serve_app.errors import ChorusError, ConfigError
 from serve_app.model.lm import LM
 from serve_app.model.pages import Storage
 from serve_app.model.quantised_kv import KV_DTYPES
 from serve_app.model.quantised_linear import Int8Linear, WeightsName
 from serve_app.model.state import state_bytes_per_slot
-from serve_app.registry import located
 
 META: Final = torch.device("meta")
 SPARE_SHARE: Final = 0.1
@@ -151,18 +151,6 @@ def beside_of(
     duplex.eval()
     guided = bool(layout.config.get("conditioners"))
     return graph_bytes(duplex, slots, guided=guided, dtype=dtype)
-
-
-def source_of(settings: CheckpointSettings) -> CheckpointSource:
-    """The checkpoint that a deployment names.
-
-    Raises:
-        CheckpointError: as `CheckpointSource`.
-        ConfigError: a model that nobody knows, or that cannot be served.
-    """
-    settings = located(settings)
-    folder = None if settings.folder is None else Path(settings.folder)
-    return CheckpointSource(folder=folder, repository=settings.repository, revision=settings.revision)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import torch
 from serve_app.checkpoint.duplex import load_duplex
 from serve_app.checkpoint.generation import Generation, read_generation
 from serve_app.checkpoint.memory import device_memory
-from serve_app.checkpoint.plan import DTYPES, beside_of, plan, source_of, storage_of
+from serve_app.checkpoint.named import source_of
+from serve_app.checkpoint.plan import DTYPES, beside_of, plan, storage_of
 from serve_app.checkpoint.source import resolve
 from serve_app.config import CheckpointSettings, EngineSettings
 from serve_app.errors import ConfigError

@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 
 from serve_app.checkpoint.generation import Generation, read_generation
-from serve_app.checkpoint.plan import CONFIG_SUFFIXES, DTYPES, source_of
+from serve_app.checkpoint.named import source_of
+from serve_app.checkpoint.plan import CONFIG_SUFFIXES, DTYPES
 from serve_app.checkpoint.source import read_layout
 from serve_app.checkpoint.text import TextPieces
 from serve_app.client.failures import AudioFileError

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from serve_app.checkpoint.named import source_of
+from serve_app.checkpoint.source import resolve
 from serve_app.config import (
     GATEWAY_APPLICATION,
     LOGS_VARIABLE,
@@ -31,7 +33,7 @@ from serve_app.config import (
     read_config,
     require_key_beyond_loopback,
 )
-from serve_app.errors import ConfigError, EngineLost
+from serve_app.errors import ChorusError, EngineLost
 from serve_app.serving.descendants import Descendants
 from serve_app.serving.discovery import Discovery
 from serve_app.serving.environment import environment, free_port, haproxy_works, quiet_ports
@@ -75,13 +77,13 @@ class Launcher:
 
         Raises:
             ConfigError: the configuration cannot be served as it stands.
+            CheckpointError: a file of a checkpoint is missing, or cannot be read or fetched.
         """
         require_key_beyond_loopback(self._http.host)
         if self._config.serve.logs is not None:
             os.environ[LOGS_VARIABLE] = self._config.serve.logs
         log_format()  # this and what follows would else be told after Ray has started
-        for engine in self._config.engines.values():
-            read_voices(engine.prompts.voices)
+        _require_files(self._config)
         self.port = free_port(self._http.host, self._wanted)
         if self._wanted and self.port != self._wanted:
             self._say(f"port {self._wanted} is taken, using {self.port}")
@@ -122,9 +124,8 @@ class Launcher:
         """Read the file again and replace the applications that changed. Returns what came of it."""
         try:
             config = read_config(self._config.path)
-            for engine in config.engines.values():
-                read_voices(engine.prompts.voices)
-        except ConfigError as error:
+            _require_files(config)
+        except ChorusError as error:
             return f"nothing changed: {error}"
         before = self._config.serve
         changed = [application for application in config.serve.applications if application not in before.applications]
@@ -237,6 +238,14 @@ class Launcher:
             _bounded(_stop_serve, STOP_SERVE_S)
             _bounded(_stop_ray, STOP_RAY_S)
         self._children.kill()
+
+
+def _require_files(config: Config) -> None:
+    """Look at what engines will read, and fetch it: Ray would start each of them three times before it gave up."""
+    for engine in config.engines.values():
+        read_voices(engine.prompts.voices)
+        if engine.checkpoint is not None:
+            resolve(source_of(engine.checkpoint))
 
 
 def _say_farewell() -> None:

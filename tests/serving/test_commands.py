@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import signal
 import sys
 import time
@@ -145,6 +146,24 @@ def test_other_hosts_without_a_key_end_the_command(
     path = changed("passthrough.yaml", tmp_path, http={"host": "0.0.0.0"})
     assert cli.main(["up", str(path)]) == 2
     assert KEY_VARIABLE in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.model", "."])
+def test_a_checkpoint_that_is_not_whole_ends_the_command_with_what_is_missing(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("model.safetensors", "mimi.safetensors", "tokenizer.model"):
+        (folder / name).touch()
+    names = {"moshi_name": "model.safetensors", "mimi_name": "mimi.safetensors", "tokenizer_name": "tokenizer.model"}
+    (folder / "config.json").write_text(json.dumps(names))
+    (folder / missing).rename(tmp_path / "elsewhere")
+    path = changed("demo.yaml", tmp_path, {"checkpoint": {"folder": str(folder)}})
+    assert cli.main(["up", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert str(folder) in said
+    assert (missing if missing != "." else "no such folder") in said
 
 
 @pytest.mark.parametrize("command", ["talk", "plan"])
