@@ -1,6 +1,7 @@
 """What ships to deploy with says what the schemas of Kubernetes, systemd and this project allow."""
 
 import configparser
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,10 +30,16 @@ class Port(Part):
     name: Annotated[str, pydantic.StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,14}$")]
 
 
+class Secret(Part):
+    name: str
+    key: str
+    optional: bool = False
+
+
 class Variable(Part):
     name: str
     value: str | None = None
-    valueFrom: dict[Literal["secretKeyRef"], dict[Literal["name", "key"], str]] | None = None
+    valueFrom: dict[Literal["secretKeyRef"], Secret] | None = None
 
     @pydantic.model_validator(mode="after")
     def _has_one_source(self) -> "Variable":
@@ -77,8 +84,13 @@ class Workers(Part):
     template: Template
 
 
+class AuthOptions(Part):
+    mode: Literal["token", "disabled"]
+
+
 class ClusterSpec(Part):
     rayVersion: str
+    authOptions: AuthOptions
     headGroupSpec: Head
     workerGroupSpecs: list[Workers]
 
@@ -141,6 +153,18 @@ def test_every_pod_has_the_key_from_a_secret_and_none_in_the_file(service: RaySe
     for template in (cluster.headGroupSpec.template, cluster.workerGroupSpecs[0].template):
         (key,) = [variable for variable in template.spec.containers[0].env if variable.name == "CHORUS_KEY"]
         assert key.valueFrom is not None
+
+
+def test_kuberay_reaches_the_dashboard_and_nobody_does_without_a_token(service: RayService) -> None:
+    cluster = service.spec.rayClusterConfig
+    assert cluster.authOptions.mode == "token"
+    assert (
+        "dashboard-host" not in cluster.headGroupSpec.rayStartParams
+    )  # else KubeRay may not reach it
+
+
+def test_kuberay_finds_in_the_image_what_its_probes_call() -> None:
+    assert re.search(r"apt-get install .*\bwget\b", (DEPLOY / "Dockerfile").read_text())
 
 
 def test_the_image_sets_what_the_launcher_would_set() -> None:
