@@ -158,9 +158,7 @@ def test_every_pod_has_the_key_from_a_secret_and_none_in_the_file(service: RaySe
 def test_kuberay_reaches_the_dashboard_and_nobody_does_without_a_token(service: RayService) -> None:
     cluster = service.spec.rayClusterConfig
     assert cluster.authOptions.mode == "token"
-    assert (
-        "dashboard-host" not in cluster.headGroupSpec.rayStartParams
-    )  # else KubeRay may not reach it
+    assert "dashboard-host" not in cluster.headGroupSpec.rayStartParams  # else KubeRay may not reach it
 
 
 def test_kuberay_finds_in_the_image_what_its_probes_call() -> None:
