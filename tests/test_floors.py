@@ -156,6 +156,10 @@ def test_what_a_gateway_needs_imports_without_torch() -> None:
     import_without({"torch"}, [*modules, "serve_app.checkpoint", "serve_app.checkpoint.text"])
 
 
+def test_an_engine_and_what_starts_it_import_without_the_ledgers_database_or_a_model() -> None:
+    import_without({"sqlalchemy", "torch"}, ["serve_app.serving.engine_replica", "serve_app.serving.launcher"])
+
+
 def test_the_benchmark_imports_with_torch_and_numpy_alone() -> None:
     import_without(
         {"pydantic", "ray", "fastapi", "starlette", "uvicorn", "websockets", "sphn", "av", "yaml", "safetensors"}

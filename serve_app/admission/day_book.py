@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from serve_app.units import SessionId
@@ -20,6 +20,8 @@ KEPT_DAYS: Final = 4
 
 Day = str
 """A date in UTC as ISO 8601 writes it."""
+Usage = Sequence[tuple[Day, str, int, float]]
+"""Day, tenant, sessions, seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from serve_app.admission.answers import AdmissionRequest, Answer, Granted, Refused, Wait, refuses
 from serve_app.admission.authority import Authority
 from serve_app.admission.credentials import KeyRing, Randomness
-from serve_app.admission.day_book import DAY_S, Day
+from serve_app.admission.day_book import DAY_S, Day, Usage
 from serve_app.admission.gate import Gate
 from serve_app.admission.rules import Rules
 from serve_app.admission.tenants import Tenant, Tenants
@@ -23,7 +23,7 @@ from serve_app.admission.tickets import Ticket
 from serve_app.admission.views import EngineView, PoolStatus
 from serve_app.errors import ChorusError, DaySpent, EngineLost, LedgerError, ModelUnknown
 from serve_app.serving.books import Books
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.units import SessionId
 
 SETTLE_S: Final = 7.0
@@ -40,9 +40,6 @@ EVERYONE: Final = Tenant(
 )
 """Who asks where there are no tenants."""
 
-Usage = Sequence[tuple[Day, str, int, float]]
-"""Day, tenant, sessions, seconds."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -56,14 +53,6 @@ class Engines(Protocol):
     async def succeed(self) -> bool:
         """Whether there was an authority before."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Opened:
-    """Who knocked, and the first answer."""
-
-    tenant: str
-    answer: Answer
 
 
 class AdmissionHost:

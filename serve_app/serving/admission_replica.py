@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from serve_app.admission.answers import AdmissionRequest, Answer, Granted
-from serve_app.admission.day_book import Day
+from serve_app.admission.day_book import Day, Usage
 from serve_app.admission.tenants import Tenant
 from serve_app.admission.tickets import Ticket
 from serve_app.config import GatewaySettings
 from serve_app.errors import ChorusError
 from serve_app.observability.logs import log_to_stderr
-from serve_app.serving.admission_host import AdmissionHost, Opened, Usage
+from serve_app.serving.admission_host import AdmissionHost
 from serve_app.serving.books import Books
 from serve_app.serving.directory import HEARTBEAT_S
 from serve_app.serving.instruments import AdmissionInstruments
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.serving.ray_calls import DirectoryHandle
 from serve_app.units import SessionId
 

@@ -9,9 +9,8 @@ from typing import Any, Final, Protocol, Self
 
 from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait, refuses
 from serve_app.errors import ChorusError, EngineLost
-from serve_app.serving.admission_host import Opened
 from serve_app.serving.granted import Admitted, Past
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.units import SessionId
 
 PATIENCE_S: Final = 120.0

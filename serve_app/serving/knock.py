@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from serve_app.admission.answers import Answer
 from serve_app.config import is_loopback
 from serve_app.errors import NotAllowed
 
@@ -46,6 +47,14 @@ class Knock:
         origin = once(headers, "origin")
         home = origin is not None and (origin in homes or _is_served_here(origin, headers.get("host", "")))
         return cls(key, None if key else ticket, origin, home)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opened:
+    """Who knocked, and the authority's first answer."""
+
+    tenant: str
+    answer: Answer
 
 
 def key_in(headers: Mapping[str, str]) -> str:

@@ -14,16 +14,15 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from serve_app.admission.answers import AdmissionRequest
 from serve_app.admission.answers import Answer as AdmissionAnswer
 from serve_app.admission.answers import Granted as AdmissionGranted
-from serve_app.admission.day_book import Day
+from serve_app.admission.day_book import Day, Usage
 from serve_app.admission.tenants import Tenant
 from serve_app.admission.tickets import Ticket
 from serve_app.admission.views import EngineView, LiveSession
 from serve_app.config import ENGINE_APPLICATION, LOOPBACK
 from serve_app.errors import ChorusError, EngineLost
-from serve_app.serving.admission_host import Opened, Usage
 from serve_app.serving.directory import EngineCard, Orders
 from serve_app.serving.granted import Admitted, Answer
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.serving.resuming import Keeping, Returning
 from serve_app.serving.tick_trace import EngineTicks
 from serve_app.spec import SessionSpec

@@ -11,10 +11,9 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 
 from serve_app.accounts.ledger import CSV_FIELDS
-from serve_app.admission.day_book import Day
+from serve_app.admission.day_book import Day, Usage
 from serve_app.admission.tickets import Ticket
 from serve_app.errors import ChorusError, ParameterRefused
-from serve_app.serving.admission_host import Usage
 from serve_app.serving.answers import refusal
 from serve_app.serving.knock import Knock
 

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from serve_app.admission.answers import AdmissionRequest, EngineName
 from serve_app.admission.answers import Answer as AdmissionAnswer
 from serve_app.admission.answers import Granted as AdmissionGranted
-from serve_app.admission.day_book import Day
+from serve_app.admission.day_book import Day, Usage
 from serve_app.admission.tenants import Tenant
 from serve_app.admission.tickets import Ticket
 from serve_app.admission.views import EngineView, LiveSession
@@ -28,11 +28,11 @@ from serve_app.link.local import LocalLink
 from serve_app.link.messages import Key
 from serve_app.link.port import Address
 from serve_app.serving import gateway_replica
-from serve_app.serving.admission_host import AdmissionHost, Opened, Usage
+from serve_app.serving.admission_host import AdmissionHost
 from serve_app.serving.directory import EngineCard
 from serve_app.serving.gateway_replica import GatewayReplica
 from serve_app.serving.granted import Admitted, Answer, Granted
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.spec import Offer, SessionSpec
 from serve_app.units import SessionId
 from tests.link.fakes import EchoPort

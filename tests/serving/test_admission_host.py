@@ -25,9 +25,9 @@ from serve_app.errors import (
     QueueFull,
     TooManySessions,
 )
-from serve_app.serving.admission_host import SETTLE_S, AdmissionHost, Opened
+from serve_app.serving.admission_host import SETTLE_S, AdmissionHost
 from serve_app.serving.books import Books
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.units import SessionId
 from tests.link.fakes import on_loop
 

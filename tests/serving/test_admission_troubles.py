@@ -13,8 +13,8 @@ from serve_app.admission.answers import AdmissionRequest, Granted, Refused, Wait
 from serve_app.admission.tickets import LIFE_S, Ticket
 from serve_app.admission.views import LiveSession
 from serve_app.errors import DaySpent, NotAllowed, TooManySessions, TooManyStarts
-from serve_app.serving.admission_host import AdmissionHost, Opened
-from serve_app.serving.knock import Knock
+from serve_app.serving.admission_host import AdmissionHost
+from serve_app.serving.knock import Knock, Opened
 from serve_app.units import SessionId
 from tests.link.fakes import on_loop
 from tests.serving.test_admission_host import DAY_S, MODEL, PAGE, TENANTS, Town, reason, with_key

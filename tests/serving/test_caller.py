@@ -7,10 +7,9 @@ import pytest
 
 from serve_app.admission.answers import AdmissionRequest, Answer, EngineName, Granted, Refused, Wait
 from serve_app.errors import ChorusError, DaySpent, EngineLost, NotAllowed, QueueFull
-from serve_app.serving.admission_host import Opened
 from serve_app.serving.caller import PATIENCE_S, Caller
 from serve_app.serving.granted import Admitted, Past
-from serve_app.serving.knock import Knock
+from serve_app.serving.knock import Knock, Opened
 from serve_app.units import SessionId
 from tests.link.fakes import on_loop
 

@@ -8,10 +8,9 @@ import pytest
 from fastapi import Response
 from starlette.requests import Request
 
-from serve_app.admission.day_book import Day
+from serve_app.admission.day_book import Day, Usage
 from serve_app.admission.tickets import Ticket
 from serve_app.errors import ChorusError, EngineLost, LedgerError, NotAllowed, TooManyTickets
-from serve_app.serving.admission_host import Usage
 from serve_app.serving.knock import Knock
 from serve_app.serving.tenant_pages import TenantPages
 from tests.link.fakes import on_loop
