@@ -77,6 +77,7 @@ def test_ctrl_c_tells_visitors_and_leaves_nothing_behind_and_no_key_in_any_line(
     assert KEY not in guarded.output
 
 
+@pytest.mark.slow
 def test_serve_run_beyond_loopback_without_a_key_starts_neither_application(tmp_path: Path) -> None:
     config = changed("passthrough.yaml", tmp_path, http={"port": free_port("127.0.0.1", 0), "host": "0.0.0.0"})
     with running([str(Path(sys.executable).parent / "serve"), "run", str(config)], {KEY_VARIABLE: ""}) as (_, lines):
