@@ -154,6 +154,15 @@ class TestDeadlines:
         self.second(12)
         assert [self.second(1, ticks=3) for _ in range(4)] == [False] * 4
 
+    def test_one_slow_tick_in_all_that_time_does_not_keep_it_closed(self) -> None:
+        self.second(12)
+        assert [self.second(0), self.second(1), self.second(0)] == [False, False, True]
+
+    def test_slow_ticks_that_would_not_have_closed_it_keep_it_closed_while_they_go_on(self) -> None:
+        self.second(12)
+        assert [self.second(1) for _ in range(6)] == [False] * 6
+        assert [self.second(0), self.second(0)] == [False, True]
+
     def test_counts_of_an_engine_that_began_anew_are_taken_as_they_are(self) -> None:
         self.second(0, ticks=1_000)
         self.ticks = self.overruns = 0
