@@ -170,7 +170,12 @@ def test_the_image_sets_what_the_launcher_would_set() -> None:
 
     told = (DEPLOY / "Dockerfile").read_text()
     wanted = environment(haproxy=True, drain_s=0, ports=(0, 0, 0))
-    for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_LOG_TARGET", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"):
+    for name in (
+        "RAY_SERVE_ENABLE_HA_PROXY",
+        "RAY_SERVE_HAPROXY_LOG_TARGET",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",
+        "RAY_worker_niceness",
+    ):
         assert f"{name}={wanted[name]}" in told
     assert "RAY_AUTH_MODE=token" in told
 

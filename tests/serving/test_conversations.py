@@ -309,3 +309,10 @@ async def _one_conversation(cluster: Cluster) -> None:
     async with visit(cluster.chat) as visitor:
         await echo(visitor, 440, 12)
     assert loudest_hz(visitor.pcm) == pytest.approx(440, abs=10)
+
+
+def test_engines_and_gateways_run_at_the_priority_of_who_started_them(cluster: Cluster) -> None:
+    started = os.getpriority(os.PRIO_PROCESS, cluster.process.pid)
+    for deployment in ("Engine", "Gateway"):
+        for process in cluster.replicas(deployment):
+            assert os.getpriority(os.PRIO_PROCESS, process) == started
