@@ -9,6 +9,7 @@ was too slow to tell, 3 it could not be run.
 
 import argparse
 import datetime
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -93,7 +94,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ChorusError as error:
         print(f"load_tests: {error}", file=sys.stderr)
         return NOT_RUN
-    return subprocess.run(line, check=False).returncode
+    return _played(line)
+
+
+def _played(line: Sequence[str]) -> int:
+    """Run Locust to its end, which is ours: who stops us means its callers, too. Returns its exit status."""
+    with subprocess.Popen(line) as locust:
+        try:
+            return locust.wait()
+        finally:
+            locust.terminate()
 
 
 def _port(workers: int) -> int:
@@ -101,4 +111,5 @@ def _port(workers: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

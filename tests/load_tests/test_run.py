@@ -12,8 +12,10 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from load_tests.run import NOT_RUN, command, main
+from serve_app.serving.environment import free_port
 from tests.client.echo import EchoServer, Refusal, _response
 from tests.client.loop import in_loop
+from tests.serving.cluster import WAIT_S, eventually
 
 ROOT = Path(__file__).parents[2]
 SECRET = "chorus_a_key_that_nobody_may_see"
@@ -121,3 +123,24 @@ def test_a_word_that_nobody_knows_is_no_verdict(capsys: pytest.CaptureFixture[st
         main(["wobble"])
     assert left.value.code == NOT_RUN
     assert "wobble" in capsys.readouterr().err
+
+
+def test_callers_end_with_the_command_that_was_told_to_end(tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port('127.0.0.1', 0)}"
+    words = [
+        sys.executable,
+        "-m",
+        "load_tests.run",
+        "steady",
+        "--url",
+        nobody,
+        "--seconds",
+        "600",
+        "--out",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        eventually(children.read_text, WAIT_S)
+        process.terminate()
+        process.communicate(timeout=WAIT_S)  # until nobody holds its output any more, Locust included
